@@ -1,0 +1,8 @@
+//! stub
+/// stub
+#[derive(Clone)]
+pub struct Builder {}
+impl Builder {
+    /// stub
+    pub fn new(_threads: usize) -> Builder { Builder {} }
+}

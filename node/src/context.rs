@@ -1,0 +1,35 @@
+//! What every part of a node is given.
+
+use std::sync::Arc;
+
+use quorate_raft::{Groups, NodeId};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::control::ControlHandle;
+use crate::log_clock::Clock;
+use crate::metrics::Metrics;
+use crate::peers::{Dispatch, Peers};
+
+/// The node as its parts see it. Cheap to clone.
+#[derive(Clone)]
+pub struct Context {
+    /// The effective configuration.
+    pub config: Arc<Config>,
+    /// This node.
+    pub node: NodeId,
+    /// All Raft groups of this node.
+    pub groups: Groups,
+    /// The control group's machine and its proposer.
+    pub control: ControlHandle,
+    /// Calls to other nodes.
+    pub peers: Peers,
+    /// Where handlers of calls from other nodes are registered.
+    pub dispatch: Dispatch,
+    /// Time, behind a seam for the simulation.
+    pub clock: Arc<dyn Clock>,
+    /// What is measured.
+    pub metrics: Arc<Metrics>,
+    /// Cancelled when the node begins to stop.
+    pub shutdown: CancellationToken,
+}

@@ -1,0 +1,242 @@
+//! The control group as the rest of the node sees it.
+//!
+//! [`ControlHandle`] gives reads of the replicated state, proposals at the leader, proposals that find the leader, and
+//! what happened: the applied position and the effects of entries. It exists before the node belongs to a cluster; until
+//! then there is no group, and proposals are refused with `NOT_INITIALIZED`.
+
+mod forward;
+mod machine;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use quorate_raft::{Group, Groups, Leadership, Machine, NodeId, Table};
+use quorate_state::control::{Command, Control, Effect, Reply};
+use quorate_state::{Operation, Reject};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use crate::error::Error;
+use crate::log_clock::Clock;
+use crate::metrics::Metrics;
+use crate::proposer::{Answer, Matcher, Proposer};
+
+pub use forward::Proposals;
+use forward::Forwarder;
+use machine::ControlMachine;
+
+/// What applying entries came to, in log order, after the rows are readable.
+#[derive(Debug, Clone)]
+pub enum Applied {
+    /// A batch of entries up to and with `at`.
+    Effects {
+        /// The last position of the batch.
+        at: u64,
+        /// Their effects, in order.
+        effects: Arc<Vec<Effect>>,
+    },
+    /// A snapshot took the place of the state: what happened in between is not told; look at the state anew.
+    Reloaded {
+        /// The position that the state reflects.
+        at: u64,
+    },
+}
+
+/// The control state and the ways to change it. Cheap to clone.
+#[derive(Clone)]
+pub struct ControlHandle {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    groups: Groups,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+    running: RwLock<Option<Running>>,
+    leadership: watch::Sender<Leadership>,
+    forwarder: Mutex<Option<Forwarder>>,
+}
+
+/// What there is once the group runs.
+#[derive(Clone)]
+struct Running {
+    group: Group,
+    proposer: Proposer<Command>,
+}
+
+/// What the machine publishes.
+struct Shared {
+    state: RwLock<Control>,
+    applied: watch::Sender<u64>,
+    subscribers: Mutex<Vec<mpsc::UnboundedSender<Applied>>>,
+}
+
+impl ControlHandle {
+    /// A handle without a group.
+    pub fn new(groups: Groups, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> ControlHandle {
+        let shared = Arc::new(Shared {
+            state: RwLock::new(Control::new()),
+            applied: watch::Sender::new(0),
+            subscribers: Mutex::new(Vec::new()),
+        });
+        let inner = Inner {
+            shared,
+            groups,
+            clock,
+            metrics,
+            running: RwLock::new(None),
+            leadership: watch::Sender::new(Leadership::default()),
+            forwarder: Mutex::new(None),
+        };
+        ControlHandle { inner: Arc::new(inner) }
+    }
+
+    /// The machine with which the control group is to be started.
+    pub fn machine(&self) -> Box<dyn Machine> {
+        Box::new(ControlMachine::new(self.inner.shared.clone()))
+    }
+
+    /// Takes the started group into use. Called once for each start of the group.
+    pub fn attach(&self, group: Group) {
+        let shared = self.inner.shared.clone();
+        let reached = Arc::new(move || shared.state.read().time());
+        let proposer =
+            Proposer::start(group.clone(), reached, self.inner.clock.clone(), self.inner.metrics.clone());
+        *self.inner.running.write() = Some(Running { group: group.clone(), proposer });
+        let inner = Arc::downgrade(&self.inner);
+        let mut leadership = group.leadership();
+        tokio::spawn(async move {
+            loop {
+                let now = leadership.borrow_and_update().clone();
+                let Some(inner) = inner.upgrade() else { return };
+                inner.leadership.send_if_modified(|before| {
+                    let changed = *before != now;
+                    *before = now;
+                    changed
+                });
+                drop(inner);
+                if leadership.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Lets go of the group, for a node that stops or was removed.
+    pub fn detach(&self) {
+        if let Some(running) = self.inner.running.write().take() {
+            running.proposer.stop();
+        }
+        *self.inner.forwarder.lock() = None;
+        self.inner.leadership.send_replace(Leadership::default());
+    }
+
+    /// Reads the state as applied here. Keep it short: entries wait for it. It may be a few entries ahead of the rows
+    /// and of the effects.
+    pub fn read<R>(&self, read: impl FnOnce(&Control) -> R) -> R {
+        read(&self.inner.shared.state.read())
+    }
+
+    /// The group; `None` before this node belongs to a cluster.
+    pub fn group(&self) -> Option<Group> {
+        self.inner.running.read().as_ref().map(|running| running.group.clone())
+    }
+
+    /// Makes every read after it see all that was acknowledged before it was called.
+    pub async fn read_barrier(&self, timeout: Duration) -> Result<(), Error> {
+        let group = self.group().ok_or_else(Error::not_initialized)?;
+        let position = group.read_position(timeout).await?;
+        Ok(group.wait_applied(position, timeout).await?)
+    }
+
+    /// Proposes in one entry at this node, which must lead.
+    pub async fn propose(&self, operations: Vec<Operation<Command>>) -> Answer<Command> {
+        self.submit(operations)?.await.unwrap_or_else(|_| Err(Error::shutting_down()))
+    }
+
+    /// Queues at this node, which must lead, and returns what resolves to the replies.
+    pub fn submit(&self, operations: Vec<Operation<Command>>) -> Result<oneshot::Receiver<Answer<Command>>, Error> {
+        self.proposer()?.submit(operations)
+    }
+
+    /// Proposes one operation wherever the leader is, following it until `deadline`. Without a request id an unknown
+    /// outcome is returned as such; with one it is tried again under the same id.
+    pub async fn propose_anywhere(
+        &self,
+        operation: Operation<Command>,
+        deadline: Instant,
+    ) -> Result<Result<Reply, Reject>, Error> {
+        forward::propose_anywhere(self, operation, deadline).await
+    }
+
+    /// The last applied position, and its changes.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.shared.applied.subscribe()
+    }
+
+    /// What entries come to from now on, on every node. The receiver must be drained.
+    pub fn effects(&self) -> mpsc::UnboundedReceiver<Applied> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.inner.shared.subscribers.lock().push(sender);
+        receiver
+    }
+
+    /// One row of the state store; `None` also before there is a group.
+    pub fn row(&self, table: Table, key: &[u8]) -> io::Result<Option<Bytes>> {
+        self.group().map_or(Ok(None), |group| group.store().get(table, key))
+    }
+
+    /// Who leads, and changes of it. Lives as long as the handle; nobody leads before there is a group.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.inner.leadership.subscribe()
+    }
+
+    /// Whether this node leads now.
+    pub fn leads(&self) -> bool {
+        self.inner.leadership.borrow().mine
+    }
+
+    /// The node that leads and its peer address, if one is known.
+    pub fn leader(&self) -> Option<(NodeId, String)> {
+        let leadership = self.inner.leadership.borrow();
+        leadership.leader.as_ref().map(|(_, member)| (member.node, member.address.clone()))
+    }
+
+    /// The client address of the leader, if both are known: the hint for clients.
+    pub fn leader_client_address(&self) -> Option<(NodeId, String)> {
+        let (node, _) = self.leader()?;
+        self.read(|state| state.member(quorate_state::NodeId(node.0)).map(|member| (node, member.client_address.clone())))
+    }
+
+    /// The peer address of a member.
+    pub fn member_address(&self, node: NodeId) -> Option<String> {
+        self.read(|state| state.member(quorate_state::NodeId(node.0)).map(|member| member.peer_address.clone()))
+    }
+
+    /// Sets who adds operations to the entries that this node forms as leader.
+    pub fn set_matcher(&self, matcher: Option<Box<dyn Matcher<Command>>>) {
+        if let Ok(proposer) = self.proposer() {
+            proposer.set_matcher(matcher);
+        }
+    }
+
+    /// Has an entry formed even if nothing is queued, by the matcher alone.
+    pub fn wake(&self) {
+        if let Ok(proposer) = self.proposer() {
+            proposer.wake();
+        }
+    }
+
+    /// Answers the operations that other nodes forward.
+    pub fn proposals(&self) -> Proposals {
+        Proposals::new(self.clone())
+    }
+
+    fn proposer(&self) -> Result<Proposer<Command>, Error> {
+        self.inner.running.read().as_ref().map(|running| running.proposer.clone()).ok_or_else(Error::not_initialized)
+    }
+}

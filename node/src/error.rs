@@ -1,0 +1,196 @@
+//! Why a node refused or could not do something, as a caller is told.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use quorate_raft::{MembershipError, NodeId, PeerError, ProposeError, ReadError};
+use quorate_state::Reject;
+
+pub use quorate_api::v1::ErrorReason;
+
+/// One failure, with everything that its `ErrorInfo` and `RetryInfo` carry on the wire.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Error {
+    /// The reason; it decides the code and whether a retry makes sense.
+    pub reason: ErrorReason,
+    /// A sentence for people that says what to do next.
+    pub message: String,
+    /// Facts for programs, by name; which ones is said beside each reason in `error.proto`.
+    pub metadata: BTreeMap<String, String>,
+    /// How long to wait before a retry, where that is known.
+    pub retry_after: Option<Duration>,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl Error {
+    /// An error without metadata: says `what` happened, and appends the reason's next step.
+    pub fn new(reason: ErrorReason, what: impl fmt::Display) -> Error {
+        quorate_api::ApiError::new(reason, what).into()
+    }
+
+    /// Adds one fact.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: impl fmt::Display) -> Error {
+        self.metadata.insert(key.to_owned(), value.to_string());
+        self
+    }
+
+    /// States how long to wait before a retry.
+    #[must_use]
+    pub fn retry_after(mut self, wait: Duration) -> Error {
+        self.retry_after = Some(wait);
+        self
+    }
+
+    /// Another node leads, if one is known (its id and an address, which may be empty).
+    pub fn not_leader(leader: Option<(NodeId, String)>) -> Error {
+        match leader {
+            Some((node, address)) => Error::new(ErrorReason::NotLeader, format!("node {node} leads this group"))
+                .with("leader_node", node)
+                .with("leader_address", address),
+            None => Error::no_leader(),
+        }
+    }
+
+    /// No leader is known now.
+    pub fn no_leader() -> Error {
+        Error::new(ErrorReason::NoLeader, "no leader is known now").retry_after(Duration::from_millis(100))
+    }
+
+    /// The operation may have been applied or not.
+    pub fn unknown() -> Error {
+        Error::new(ErrorReason::OutcomeUnknown, "no answer came before the leader changed or the time was up")
+    }
+
+    /// Shed before anything was proposed.
+    pub fn overloaded(wait: Duration) -> Error {
+        Error::new(ErrorReason::Overloaded, "more operations wait than this node takes, and nothing was done")
+            .retry_after(wait)
+    }
+
+    /// A field of the request is not acceptable.
+    pub fn invalid(field: &str, message: impl fmt::Display) -> Error {
+        Error::new(ErrorReason::InvalidArgument, message).with("field", field)
+    }
+
+    /// Something is larger than its limit, both in bytes.
+    pub fn too_large(what: &str, limit: usize, size: usize) -> Error {
+        Error::new(ErrorReason::TooLarge, format!("{what} has {size} bytes, more than the limit of {limit}"))
+            .with("limit", limit)
+            .with("size", size)
+    }
+
+    /// A defect, or damage: worth a report.
+    pub fn internal(message: impl fmt::Display) -> Error {
+        Error::new(ErrorReason::Internal, message)
+    }
+
+    /// The node is stopping.
+    pub fn shutting_down() -> Error {
+        Error::new(ErrorReason::ShuttingDown, "this node is stopping")
+    }
+
+    /// The node belongs to no cluster yet.
+    pub fn not_initialized() -> Error {
+        Error::new(ErrorReason::NotInitialized, "this node belongs to no cluster yet")
+    }
+
+    /// Whether nothing has been done and another try, perhaps elsewhere, may succeed.
+    pub fn is_unapplied_and_retryable(&self) -> bool {
+        matches!(
+            self.reason,
+            ErrorReason::NotLeader
+                | ErrorReason::NoLeader
+                | ErrorReason::Overloaded
+                | ErrorReason::ShuttingDown
+                | ErrorReason::StaleRoute
+        )
+    }
+
+    /// The error as it travels inside a message.
+    pub fn to_wire(&self) -> quorate_api::v1::Error {
+        quorate_api::ApiError::from(self.clone()).into()
+    }
+
+    /// The error that a message carried.
+    pub fn from_wire(error: quorate_api::v1::Error) -> Error {
+        quorate_api::ApiError::from(error).into()
+    }
+}
+
+impl From<ProposeError> for Error {
+    fn from(error: ProposeError) -> Error {
+        match error {
+            ProposeError::NotLeader { leader } => {
+                Error::not_leader(leader.map(|(_, member)| (member.node, member.address)))
+            }
+            ProposeError::Unknown => Error::unknown(),
+            ProposeError::Stopped => Error::shutting_down(),
+            ProposeError::TooLarge { size, limit } => Error::too_large("the entry", limit, size),
+        }
+    }
+}
+
+impl From<ReadError> for Error {
+    fn from(error: ReadError) -> Error {
+        match error {
+            ReadError::NoLeader => Error::no_leader(),
+            ReadError::TimedOut => Error::new(
+                ErrorReason::NoLeader,
+                "the leader did not confirm a read position in time",
+            )
+            .retry_after(Duration::from_millis(100)),
+            ReadError::Stopped => Error::shutting_down(),
+        }
+    }
+}
+
+impl From<PeerError> for Error {
+    fn from(error: PeerError) -> Error {
+        match error {
+            PeerError::TimedOut => Error::unknown(),
+            PeerError::ShuttingDown => Error::shutting_down(),
+            other => Error::new(ErrorReason::NoLeader, other.to_string()).retry_after(Duration::from_millis(100)),
+        }
+    }
+}
+
+impl From<MembershipError> for Error {
+    fn from(error: MembershipError) -> Error {
+        Error::internal(format!("the change of membership did not go through: {error}"))
+    }
+}
+
+impl From<Reject> for Error {
+    fn from(reject: Reject) -> Error {
+        rejection(reject)
+    }
+}
+
+impl From<quorate_api::ApiError> for Error {
+    fn from(error: quorate_api::ApiError) -> Error {
+        let quorate_api::ApiError { reason, message, metadata, retry_after } = error;
+        Error { reason, message, metadata, retry_after }
+    }
+}
+
+impl From<Error> for quorate_api::ApiError {
+    fn from(error: Error) -> quorate_api::ApiError {
+        let Error { reason, message, metadata, retry_after } = error;
+        quorate_api::ApiError { reason, message, metadata, retry_after }
+    }
+}
+
+impl From<Error> for tonic::Status {
+    fn from(error: Error) -> tonic::Status {
+        quorate_api::ApiError::from(error).into()
+    }
+}

@@ -1,0 +1,179 @@
+//! Log time: the only clock that the replicated machines know.
+//!
+//! A leader stamps each entry with *last log time + its own monotonic elapsed time*, and slews that towards the wall
+//! clock by at most 5%. So a jump of a leader's wall clock, or a new leader whose wall clock is off, moves nothing at
+//! once: it raises an alarm and is worked off slowly.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use quorate_state::LogTime;
+
+use crate::metrics::Metrics;
+
+/// A difference to the wall clock from which on the alarm is raised, in microseconds.
+const ALARM_US: u64 = 1_000_000;
+/// The slew is at most one part in this many of the elapsed time.
+const SLEW_PARTS: u64 = 20;
+
+/// Where time comes from. The simulation brings its own.
+pub trait Clock: Send + Sync + 'static {
+    /// Microseconds since some fixed moment; never goes back.
+    fn monotonic_us(&self) -> u64;
+    /// Microseconds since the Unix epoch, as far as the host knows; may jump.
+    fn wall_us(&self) -> u64;
+}
+
+/// The clocks of the host.
+#[derive(Debug)]
+pub struct SystemClock {
+    start: Instant,
+}
+
+impl SystemClock {
+    /// The clocks of the host, the monotonic one counted from now.
+    pub fn new() -> SystemClock {
+        SystemClock { start: Instant::now() }
+    }
+}
+
+impl Default for SystemClock {
+    fn default() -> Self {
+        SystemClock::new()
+    }
+}
+
+impl Clock for SystemClock {
+    fn monotonic_us(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn wall_us(&self) -> u64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+/// The stamps of one leader's term. Made anew when leadership begins, from the log time reached by then.
+pub struct LogClock {
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+    last_us: u64,
+    monotonic_us: u64,
+    alarmed: bool,
+}
+
+impl LogClock {
+    /// Goes on from `last`, the log time of the last applied entry. A log without any time yet starts at the wall clock.
+    pub fn new(last: LogTime, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> LogClock {
+        let last_us = if last.0 == 0 { clock.wall_us() } else { last.0 };
+        let monotonic_us = clock.monotonic_us();
+        LogClock { clock, metrics, last_us, monotonic_us, alarmed: false }
+    }
+
+    /// The time of the entry that is formed now; never less than the one before.
+    pub fn stamp(&mut self) -> LogTime {
+        let now = self.clock.monotonic_us();
+        let elapsed = now.saturating_sub(self.monotonic_us);
+        self.monotonic_us = now;
+        let free_running = self.last_us.saturating_add(elapsed);
+        let wall = self.clock.wall_us();
+        let slew = free_running.abs_diff(wall).min(elapsed / SLEW_PARTS);
+        self.last_us = if wall >= free_running { free_running + slew } else { free_running - slew };
+        self.watch(free_running.abs_diff(wall));
+        LogTime(self.last_us)
+    }
+
+    /// Raises the alarm when the wall clock is far away, and lets it go again below half of that.
+    fn watch(&mut self, difference_us: u64) {
+        if !self.alarmed && difference_us > ALARM_US {
+            self.alarmed = true;
+            self.metrics.log_clock_alarms.inc();
+            tracing::warn!(
+                difference_ms = difference_us / 1_000,
+                "log time and this host's wall clock differ; log time moves towards it by at most 5%, check the host's time synchronisation"
+            );
+        } else if self.alarmed && difference_us < ALARM_US / 2 {
+            self.alarmed = false;
+            tracing::info!("log time and the wall clock agree again");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Hands {
+        monotonic: AtomicU64,
+        wall: AtomicU64,
+    }
+
+    impl Hands {
+        fn pass(&self, us: u64) {
+            self.monotonic.fetch_add(us, Ordering::Relaxed);
+            self.wall.fetch_add(us, Ordering::Relaxed);
+        }
+    }
+
+    impl Clock for Hands {
+        fn monotonic_us(&self) -> u64 {
+            self.monotonic.load(Ordering::Relaxed)
+        }
+        fn wall_us(&self) -> u64 {
+            self.wall.load(Ordering::Relaxed)
+        }
+    }
+
+    fn hands(wall: u64) -> Arc<Hands> {
+        let hands = Arc::new(Hands::default());
+        hands.wall.store(wall, Ordering::Relaxed);
+        hands
+    }
+
+    #[test]
+    fn a_new_log_starts_at_the_wall_clock_and_follows_it() {
+        let hands = hands(1_000_000_000);
+        let mut clock = LogClock::new(LogTime(0), hands.clone(), Metrics::new());
+        hands.pass(5_000);
+        assert_eq!(clock.stamp(), LogTime(1_000_005_000));
+    }
+
+    #[test]
+    fn a_jump_forward_is_worked_off_at_five_percent_and_alarms_once() {
+        let hands = hands(1_000_000_000);
+        let metrics = Metrics::new();
+        let mut clock = LogClock::new(LogTime(1_000_000_000), hands.clone(), metrics.clone());
+        hands.wall.fetch_add(3_600_000_000, Ordering::Relaxed);
+        hands.pass(1_000_000);
+        assert_eq!(clock.stamp(), LogTime(1_000_000_000 + 1_050_000));
+        hands.pass(1_000_000);
+        assert_eq!(clock.stamp(), LogTime(1_000_000_000 + 2_100_000));
+        assert_eq!(metrics.log_clock_alarms.get(), 1);
+    }
+
+    #[test]
+    fn a_jump_back_slows_log_time_but_never_turns_it() {
+        let hands = hands(5_000_000_000);
+        let mut clock = LogClock::new(LogTime(5_000_000_000), hands.clone(), Metrics::new());
+        hands.wall.store(1_000_000_000, Ordering::Relaxed);
+        let before = clock.stamp();
+        hands.pass(1_000_000);
+        let after = clock.stamp();
+        assert_eq!(before, LogTime(5_000_000_000));
+        assert_eq!(after, LogTime(5_000_950_000));
+    }
+
+    #[test]
+    fn a_small_difference_is_closed_and_not_overshot() {
+        let hands = hands(1_000_000_000);
+        let mut clock = LogClock::new(LogTime(1_000_000_000 - 10_000), hands.clone(), Metrics::new());
+        hands.pass(1_000_000);
+        assert_eq!(clock.stamp(), LogTime(1_001_000_000));
+        hands.pass(1_000);
+        assert_eq!(clock.stamp(), LogTime(1_001_001_000));
+    }
+}

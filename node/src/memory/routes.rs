@@ -1,0 +1,319 @@
+//! From any node to the replica that can do the work: writes to the shard's leader, reads to a replica that is near.
+//!
+//! A write is sent again, with the same request id, until it is answered or the deadline passes: a leader that moved, a
+//! connection that broke and a lost leadership are not the caller's business. What is answered at the deadline says
+//! whether the write may have been applied. A read goes to this node's own replica if there is one, else to the others in
+//! turn.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message;
+use quorate_raft::NodeId;
+use quorate_state::control::{Control, ReplicaState};
+use quorate_state::shard::Command;
+use quorate_state::{Operation, ShardId, codec};
+use tokio::time::{Instant, timeout_at};
+
+use super::Inner;
+use super::wire::{ShardCall, What, WriteAnswer};
+use crate::error::{Error, ErrorReason};
+use crate::peers::kind;
+
+/// The longest that one attempt on one node may take; longer means that the node is gone or cut off.
+const ATTEMPT: Duration = Duration::from_secs(2);
+/// The longest wait between two attempts.
+const BACKOFF_MAX: Duration = Duration::from_millis(160);
+/// The first wait between two attempts.
+const BACKOFF_MIN: Duration = Duration::from_millis(10);
+
+/// Where a write may be proposed.
+#[derive(Debug, PartialEq, Eq)]
+enum Target {
+    Here,
+    At(NodeId),
+    Nowhere,
+}
+
+/// The attempts at one call.
+struct Attempts {
+    deadline: Instant,
+    backoff: Duration,
+    last: Option<Error>,
+    /// Whether an attempt may have had an effect.
+    uncertain: bool,
+}
+
+impl Attempts {
+    fn until(deadline: Instant) -> Attempts {
+        Attempts { deadline, backoff: BACKOFF_MIN, last: None, uncertain: false }
+    }
+
+    /// The end of the attempt that begins now.
+    fn end(&self) -> Instant {
+        self.deadline.min(Instant::now() + ATTEMPT)
+    }
+
+    /// Takes note of a failure. Returns it if no other attempt can help.
+    fn note(&mut self, error: Error) -> Result<(), Error> {
+        if !may_pass(error.reason) {
+            return Err(error);
+        }
+        self.uncertain |= error.reason == ErrorReason::OutcomeUnknown;
+        self.last = Some(error);
+        Ok(())
+    }
+
+    /// How long to wait before the next attempt; nothing when that would be past the deadline.
+    fn pause(&mut self) -> Option<Duration> {
+        let pause = self.backoff;
+        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+        (Instant::now() + pause < self.deadline).then_some(pause)
+    }
+
+    /// What to answer when no time is left.
+    fn failure(self, shard: ShardId) -> Error {
+        let why = self.last.map_or_else(|| "no time was left to ask a replica".to_owned(), |error| error.message);
+        if self.uncertain {
+            let message = format!(
+                "shard {} did not confirm the write in time, it may have been applied or not; retry with the same \
+                 request id ({why})",
+                shard.0
+            );
+            return Error::new(ErrorReason::OutcomeUnknown, message).with("shard", shard.0);
+        }
+        unavailable(shard, &why)
+    }
+}
+
+/// The shard does not answer; nothing was done.
+pub(super) fn unavailable(shard: ShardId, why: &str) -> Error {
+    let message = format!("shard {} does not answer now; retry, and look at `quorate cluster status` ({why})", shard.0);
+    Error::new(ErrorReason::ShardUnavailable, message)
+        .with("shard", shard.0)
+        .retry_after(Duration::from_millis(200))
+}
+
+/// Whether another attempt, perhaps on another node, may succeed.
+fn may_pass(reason: ErrorReason) -> bool {
+    matches!(
+        reason,
+        ErrorReason::NotLeader
+            | ErrorReason::NoLeader
+            | ErrorReason::OutcomeUnknown
+            | ErrorReason::ShardUnavailable
+            | ErrorReason::StaleRoute
+            | ErrorReason::NodeNotFound
+            | ErrorReason::ShuttingDown
+    )
+}
+
+impl Inner {
+    /// Has `operation` proposed by the shard's leader and answers what it came to. The operation must be safe to be
+    /// proposed twice: it carries a request id, or it is idempotent by itself.
+    pub(super) async fn write(
+        &self,
+        shard: ShardId,
+        operation: &Operation<Command>,
+        deadline: Instant,
+    ) -> Result<WriteAnswer, Error> {
+        let mut encoded: Option<Bytes> = None;
+        let mut attempts = Attempts::until(deadline);
+        loop {
+            let end = attempts.end();
+            let outcome = match self.leader_of(shard) {
+                Target::Here => match timeout_at(end, self.propose_here(shard, operation.clone())).await {
+                    Ok(outcome) => outcome,
+                    Err(_) => Err(Error::unknown()),
+                },
+                Target::At(node) => {
+                    if encoded.is_none() {
+                        encoded = Some(codec::encode(operation).map_err(|error| Error::internal(error.to_string()))?);
+                    }
+                    let what = What::Write(encoded.clone().unwrap_or_default());
+                    self.call(node, shard, what, end).await
+                }
+                Target::Nowhere => Err(Error::no_leader()),
+            };
+            match outcome {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    self.learn(shard, &error);
+                    // A hint names a node to try at once; without one the next replica is tried after a pause.
+                    let hinted = error.reason == ErrorReason::NotLeader;
+                    attempts.note(error)?;
+                    let Some(pause) = attempts.pause() else { return Err(attempts.failure(shard)) };
+                    if !hinted {
+                        self.wait_for_leader(shard, pause).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks a replica of the shard, this node's own first, until one answers.
+    pub(super) async fn ask<A: Message + Default>(
+        &self,
+        shard: ShardId,
+        what: &What,
+        deadline: Instant,
+    ) -> Result<A, Error> {
+        let mut attempts = Attempts::until(deadline);
+        loop {
+            for node in self.readers(shard) {
+                let end = attempts.end();
+                let outcome = if node == self.context.node {
+                    timeout_at(end, self.answer_here(shard, what.clone(), end))
+                        .await
+                        .unwrap_or_else(|_| Err(unavailable(shard, "the replica was too slow")))
+                        .and_then(|bytes| A::decode(bytes).map_err(|error| Error::internal(error.to_string())))
+                } else {
+                    self.call(node, shard, what.clone(), end).await
+                };
+                match outcome {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => attempts.note(error)?,
+                }
+                if Instant::now() >= deadline {
+                    break;
+                }
+            }
+            // A read has no effect, so no outcome of it is uncertain.
+            attempts.uncertain = false;
+            let Some(pause) = attempts.pause() else { return Err(attempts.failure(shard)) };
+            self.wait_for_leader(shard, pause).await;
+        }
+    }
+
+    /// Sends one call to one node.
+    async fn call<A: Message + Default>(
+        &self,
+        node: NodeId,
+        shard: ShardId,
+        what: What,
+        end: Instant,
+    ) -> Result<A, Error> {
+        let budget = end.saturating_duration_since(Instant::now());
+        let budget_ms = u64::try_from(budget.as_millis()).unwrap_or(u64::MAX).max(1);
+        let frame = ShardCall { shard: shard.0, budget_ms, what: Some(what) }.encode_to_vec();
+        let answer = self.context.peers.call(node, kind::SHARD_CALL, frame.into(), budget).await?;
+        A::decode(answer).map_err(|error| Error::internal(format!("node {node} answered what is no answer: {error}")))
+    }
+
+    /// Where the shard's leader is, as far as this node can tell.
+    fn leader_of(&self, shard: ShardId) -> Target {
+        if let Some(running) = self.running(shard) {
+            let leadership = running.group.leadership().borrow().clone();
+            if leadership.mine {
+                return Target::Here;
+            }
+            match leadership.leader {
+                // Elected, and not yet ready to lead.
+                Some((_, member)) if member.node == self.context.node => return Target::Nowhere,
+                Some((_, member)) => return Target::At(member.node),
+                None => {}
+            }
+        }
+        if let Some(node) = self.hints.lock().remove(&shard) {
+            return if node == self.context.node { Target::Nowhere } else { Target::At(node) };
+        }
+        let others: Vec<NodeId> = self.readers(shard).into_iter().filter(|node| *node != self.context.node).collect();
+        others.first().map_or(Target::Nowhere, |node| Target::At(*node))
+    }
+
+    /// Keeps the leader that a refusal named, for the next attempt; a call that went well keeps it too.
+    fn learn(&self, shard: ShardId, error: &Error) {
+        let named = error.metadata.get("leader_node").and_then(|node| u64::from_str_radix(node, 16).ok());
+        if let Some(node) = named.filter(|_| error.reason == ErrorReason::NotLeader) {
+            self.hints.lock().insert(shard, NodeId(node));
+        }
+    }
+
+    /// Waits until the leadership of the shard changes, as far as this node sees it, or for `pause`.
+    async fn wait_for_leader(&self, shard: ShardId, pause: Duration) {
+        let end = Instant::now() + pause;
+        match self.running(shard) {
+            Some(running) => {
+                let mut leadership = running.group.leadership();
+                leadership.mark_unchanged();
+                if let Ok(Err(_)) = timeout_at(end, leadership.changed()).await {
+                    // The group stops here; its other replicas are asked after the pause.
+                    tokio::time::sleep_until(end).await;
+                }
+            }
+            None => tokio::time::sleep_until(end).await,
+        }
+    }
+
+    /// The nodes that can answer reads of the shard: this one first, the others in turn.
+    fn readers(&self, shard: ShardId) -> Vec<NodeId> {
+        let mut nodes = self.context.control.read(|control| holders(control, shard));
+        let turn = self.turn.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        if !nodes.is_empty() {
+            let by = turn % nodes.len();
+            nodes.rotate_left(by);
+        }
+        if let Some(here) = nodes.iter().position(|node| *node == self.context.node) {
+            if self.running(shard).is_some() {
+                nodes[..=here].rotate_right(1);
+            } else {
+                nodes.remove(here);
+            }
+        }
+        nodes
+    }
+}
+
+/// The nodes with a replica that has the shard's data: those that only join may be far behind, and are a last resort.
+fn holders(control: &Control, shard: ShardId) -> Vec<NodeId> {
+    let Some(record) = control.shard(shard) else { return Vec::new() };
+    let with = |wanted: fn(&ReplicaState) -> bool| {
+        record.replicas.iter().filter(move |replica| wanted(&replica.state)).map(|replica| NodeId(replica.node.0))
+    };
+    let mut nodes: Vec<NodeId> = with(|state| *state == ReplicaState::Active).collect();
+    if nodes.is_empty() {
+        nodes.extend(with(|state| *state != ReplicaState::Active));
+    }
+    nodes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_at_the_deadline_says_whether_the_write_may_have_been_applied() {
+        let shard = ShardId(4);
+        let mut attempts = Attempts::until(Instant::now() + Duration::from_secs(1));
+        attempts.note(Error::no_leader()).expect("another attempt may help");
+        let error = attempts.failure(shard);
+        assert_eq!(error.reason, ErrorReason::ShardUnavailable);
+        assert_eq!(error.metadata["shard"], "4");
+
+        let mut attempts = Attempts::until(Instant::now() + Duration::from_secs(1));
+        attempts.note(Error::unknown()).expect("another attempt may help");
+        attempts.note(Error::no_leader()).expect("another attempt may help");
+        assert_eq!(attempts.failure(shard).reason, ErrorReason::OutcomeUnknown);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn attempts_pause_longer_each_time_and_end_before_the_deadline() {
+        let mut attempts = Attempts::until(Instant::now() + Duration::from_millis(500));
+        let mut pauses = Vec::new();
+        while let Some(pause) = attempts.pause() {
+            pauses.push(pause);
+            tokio::time::advance(pause).await;
+        }
+        assert!(pauses.is_sorted() && pauses.iter().sum::<Duration>() < Duration::from_millis(500));
+        assert_eq!(pauses.first(), Some(&BACKOFF_MIN));
+        assert_eq!(pauses.iter().max(), Some(&BACKOFF_MAX));
+    }
+
+    #[test]
+    fn a_refusal_that_no_other_node_can_lift_ends_the_attempts() {
+        let mut attempts = Attempts::until(Instant::now());
+        let refusal = Error::invalid("vector", "planted");
+        assert_eq!(attempts.note(refusal.clone()), Err(refusal));
+        assert!(!may_pass(ErrorReason::Overloaded), "shedding must reach the caller");
+    }
+}

@@ -1,0 +1,423 @@
+//! The one writer of a group that this node leads.
+//!
+//! Callers queue operations; one task forms an entry from everything that waits whenever fewer than
+//! [`ENTRIES_IN_FLIGHT`] entries are under way, stamps it with log time and submits it. So an idle group proposes at
+//! once, and a busy one gathers exactly what arrives while the disks work: no timer, no setting.
+//!
+//! Guarantees:
+//! - Operations take effect in the order in which they were queued; those of one call are in one entry, next to each other.
+//! - `NotLeader`, `NoLeader`, `Overloaded` and `TooLarge` mean that nothing was proposed. `OutcomeUnknown` means that the
+//!   operations may take effect, now or later.
+//! - At most [`QUEUED_OPERATIONS`] operations and [`QUEUED_BYTES`] bytes wait.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::stream::FuturesOrdered;
+use parking_lot::Mutex;
+use quorate_raft::{Committed, Group, Leadership, ProposeError};
+use quorate_state::{Entry, LogTime, Operation, Reject, codec, control, shard};
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::error::Error;
+use crate::limits::{
+    ENTRIES_IN_FLIGHT, ENTRY_BYTES, ENTRY_OPERATIONS, MATCHER_ROOM, OVERLOADED_RETRY_AFTER, QUEUED_BYTES,
+    QUEUED_OPERATIONS,
+};
+use crate::log_clock::{Clock, LogClock};
+use crate::metrics::Metrics;
+
+/// A command that a proposer can put into entries.
+pub trait Proposable: Send + Sized + 'static {
+    /// What apply answers to one operation.
+    type Reply: Send + Sync + 'static;
+    /// The value of the label `group` in metrics.
+    const GROUP: &'static str;
+
+    /// About how many bytes the command has when it is encoded.
+    fn weight(&self) -> usize;
+    /// The entry as the group's machine decodes it.
+    fn encode(entry: &Entry<Self>) -> Result<Bytes, Error>;
+}
+
+impl Proposable for control::Command {
+    type Reply = control::Reply;
+    const GROUP: &'static str = "control";
+
+    fn weight(&self) -> usize {
+        fn tasks(tasks: &[control::NewTask]) -> usize {
+            tasks.iter().map(|task| 96 + task.queue.len() + task.role.len() + task.payload.len()).sum()
+        }
+        match self {
+            control::Command::Enqueue { tasks: new } => 32 + tasks(new),
+            control::Command::Complete { result, children, .. } => 64 + result.len() + tasks(children),
+            control::Command::Fail { error, .. } => 64 + error.len(),
+            _ => 128,
+        }
+    }
+
+    fn encode(entry: &Entry<Self>) -> Result<Bytes, Error> {
+        codec::encode(entry).map_err(Error::internal)
+    }
+}
+
+impl Proposable for shard::Command {
+    type Reply = shard::Reply;
+    const GROUP: &'static str = "shard";
+
+    fn weight(&self) -> usize {
+        match self {
+            shard::Command::Upsert { points, .. } => {
+                points.iter().map(|point| 48 + point.id.len() + 4 * point.vector.len() + point.payload.len()).sum()
+            }
+            shard::Command::Delete { ids, .. } => ids.iter().map(|id| 16 + id.len()).sum(),
+            _ => 128,
+        }
+    }
+
+    fn encode(entry: &Entry<Self>) -> Result<Bytes, Error> {
+        codec::encode(entry).map_err(Error::internal)
+    }
+}
+
+/// One reply per operation, in order. A machine answers a proposal with `quorate_raft::Reply::new` of exactly this type.
+pub type Replies<C> = Vec<Result<<C as Proposable>::Reply, Reject>>;
+
+/// What a queued call resolves to.
+pub type Answer<C> = Result<Replies<C>, Error>;
+
+/// The log time that a group's machine has reached.
+pub type ReachedTime = Arc<dyn Fn() -> LogTime + Send + Sync>;
+
+/// Adds operations of the leader's own to entries as they are formed.
+pub trait Matcher<C: Proposable>: Send + 'static {
+    /// An entry is being formed and holds `entry`, which is empty after a bare [`Proposer::wake`]. May push up to `room`
+    /// operations, behind what is there. Called by the proposer's task in log order; must not block.
+    fn fill(&mut self, entry: &mut Vec<Operation<C>>, room: usize);
+
+    /// The fate of what a `fill` pushed: once for each fill that pushed anything, in the same order.
+    fn settled(&mut self, answer: Answer<C>);
+}
+
+type SharedMatcher<C> = Arc<Mutex<Box<dyn Matcher<C>>>>;
+
+struct Call<C: Proposable> {
+    operations: Vec<Operation<C>>,
+    bytes: usize,
+    answer: oneshot::Sender<Answer<C>>,
+}
+
+struct Queue<C: Proposable> {
+    calls: VecDeque<Call<C>>,
+    operations: usize,
+    bytes: usize,
+}
+
+struct Shared<C: Proposable> {
+    group: Group,
+    leadership: watch::Receiver<Leadership>,
+    reached: ReachedTime,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+    queue: Mutex<Queue<C>>,
+    matcher: Mutex<Option<SharedMatcher<C>>>,
+    wake: Notify,
+    stopped: AtomicBool,
+}
+
+/// The handle of a group's proposer. Clones share it; its task ends by [`Proposer::stop`] or with the last clone.
+pub struct Proposer<C: Proposable> {
+    shared: Arc<Shared<C>>,
+    _alive: Arc<Alive<C>>,
+}
+
+impl<C: Proposable> Clone for Proposer<C> {
+    fn clone(&self) -> Self {
+        Proposer { shared: self.shared.clone(), _alive: self._alive.clone() }
+    }
+}
+
+/// Held by handles only, so that the task, which holds `Shared`, ends when no handle is left.
+struct Alive<C: Proposable>(Arc<Shared<C>>);
+
+impl<C: Proposable> Drop for Alive<C> {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+impl<C: Proposable> Proposer<C> {
+    /// Starts the proposer of `group` on the current runtime. `reached` says the log time of the group's machine.
+    pub fn start(group: Group, reached: ReachedTime, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Proposer<C> {
+        let shared = Arc::new(Shared {
+            leadership: group.leadership(),
+            group,
+            reached,
+            clock,
+            metrics,
+            queue: Mutex::new(Queue { calls: VecDeque::new(), operations: 0, bytes: 0 }),
+            matcher: Mutex::new(None),
+            wake: Notify::new(),
+            stopped: AtomicBool::new(false),
+        });
+        tokio::spawn(run(shared.clone()));
+        Proposer { _alive: Arc::new(Alive(shared.clone())), shared }
+    }
+
+    /// Proposes the operations in one entry and waits for their replies. Dropping the future takes nothing back.
+    pub async fn propose(&self, operations: Vec<Operation<C>>) -> Answer<C> {
+        self.submit(operations)?.await.unwrap_or_else(|_| Err(Error::shutting_down()))
+    }
+
+    /// Queues the operations at once, so that a caller's order is kept, and returns what resolves to their replies.
+    pub fn submit(&self, operations: Vec<Operation<C>>) -> Result<oneshot::Receiver<Answer<C>>, Error> {
+        self.shared.submit(operations)
+    }
+
+    /// Sets who adds operations to the entries, or nobody. What an earlier matcher pushed is settled with that one.
+    pub fn set_matcher(&self, matcher: Option<Box<dyn Matcher<C>>>) {
+        *self.shared.matcher.lock() = matcher.map(|matcher| Arc::new(Mutex::new(matcher)));
+        self.wake();
+    }
+
+    /// Has an entry formed even if nothing is queued, by the matcher alone.
+    pub fn wake(&self) {
+        self.shared.wake.notify_one();
+    }
+
+    /// Operations and bytes that wait.
+    pub fn queued(&self) -> (usize, usize) {
+        let queue = self.shared.queue.lock();
+        (queue.operations, queue.bytes)
+    }
+
+    /// The group.
+    pub fn group(&self) -> &Group {
+        &self.shared.group
+    }
+
+    /// Refuses what waits and what comes, and ends the task once the entries in flight are answered.
+    pub fn stop(&self) {
+        self.shared.stop();
+    }
+}
+
+impl<C: Proposable> Shared<C> {
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    /// Why nothing can be proposed here now, if so.
+    fn refusal(&self) -> Option<Error> {
+        if self.is_stopped() {
+            return Some(Error::shutting_down());
+        }
+        let leadership = self.leadership.borrow();
+        if leadership.mine {
+            return None;
+        }
+        // A leader that has not yet applied an entry of its own term answers in a moment.
+        let leader = leadership.leader.as_ref().filter(|(replica, _)| *replica != self.group.replica());
+        Some(Error::not_leader(leader.map(|(_, member)| (member.node, member.address.clone()))))
+    }
+
+    fn submit(&self, operations: Vec<Operation<C>>) -> Result<oneshot::Receiver<Answer<C>>, Error> {
+        if let Some(refusal) = self.refusal() {
+            return Err(refusal);
+        }
+        if operations.is_empty() || operations.len() > ENTRY_OPERATIONS - MATCHER_ROOM {
+            return Err(Error::invalid(
+                "operations",
+                format!("a call has 1 to {} operations, not {}", ENTRY_OPERATIONS - MATCHER_ROOM, operations.len()),
+            ));
+        }
+        let bytes = operations.iter().map(|operation| 24 + operation.command.weight()).sum();
+        let (answer, receiver) = oneshot::channel();
+        {
+            let mut queue = self.queue.lock();
+            if queue.operations + operations.len() > QUEUED_OPERATIONS || queue.bytes + bytes > QUEUED_BYTES {
+                self.metrics.shed_operations.with_label_values(&[C::GROUP]).inc_by(operations.len() as u64);
+                return Err(Error::overloaded(OVERLOADED_RETRY_AFTER));
+            }
+            queue.operations += operations.len();
+            queue.bytes += bytes;
+            queue.calls.push_back(Call { operations, bytes, answer });
+        }
+        self.wake.notify_one();
+        Ok(receiver)
+    }
+
+    fn take_all(&self) -> VecDeque<Call<C>> {
+        let mut queue = self.queue.lock();
+        (queue.operations, queue.bytes) = (0, 0);
+        std::mem::take(&mut queue.calls)
+    }
+
+    /// Takes what fits into one entry, and always at least one call if there is one.
+    fn take_entry(&self) -> Vec<Call<C>> {
+        let mut queue = self.queue.lock();
+        let (mut taken, mut operations, mut bytes) = (Vec::new(), 0, 0);
+        while let Some(call) = queue.calls.front() {
+            operations += call.operations.len();
+            bytes += call.bytes;
+            if !taken.is_empty() && (operations > ENTRY_OPERATIONS - MATCHER_ROOM || bytes > ENTRY_BYTES) {
+                break;
+            }
+            let Some(call) = queue.calls.pop_front() else { break };
+            queue.operations -= call.operations.len();
+            queue.bytes -= call.bytes;
+            taken.push(call);
+        }
+        taken
+    }
+
+    fn refuse_all(&self) {
+        let Some(refusal) = self.refusal() else { return };
+        for call in self.take_all() {
+            // A caller that has gone does not need the answer.
+            let _ = call.answer.send(Err(refusal.clone()));
+        }
+    }
+}
+
+/// An entry under way: who is to be told.
+struct Flight<C: Proposable> {
+    callers: Vec<(usize, oneshot::Sender<Answer<C>>)>,
+    matched: Option<(usize, SharedMatcher<C>)>,
+    since: Instant,
+}
+
+impl<C: Proposable> Flight<C> {
+    fn fail(self, error: &Error) {
+        for (_, caller) in self.callers {
+            let _ = caller.send(Err(error.clone()));
+        }
+        if let Some((_, matcher)) = self.matched {
+            matcher.lock().settled(Err(error.clone()));
+        }
+    }
+
+    fn land(self, outcome: Result<Committed, ProposeError>, metrics: &Metrics) {
+        let replies = match outcome {
+            Ok(committed) => committed.reply.downcast::<Replies<C>>(),
+            Err(error) => return self.fail(&error.into()),
+        };
+        let expected = self.callers.iter().map(|(count, _)| count).sum::<usize>()
+            + self.matched.as_ref().map_or(0, |(count, _)| *count);
+        let Some(mut replies) = replies.filter(|replies| replies.len() == expected) else {
+            return self.fail(&Error::internal("the machine's replies do not fit the entry"));
+        };
+        metrics.entry_seconds.with_label_values(&[C::GROUP]).observe(self.since.elapsed().as_secs_f64());
+        if let Some((count, matcher)) = self.matched {
+            let matched = replies.split_off(replies.len() - count);
+            matcher.lock().settled(Ok(matched));
+        }
+        let mut replies = replies.into_iter();
+        for (count, caller) in self.callers {
+            let _ = caller.send(Ok(replies.by_ref().take(count).collect()));
+        }
+    }
+}
+
+type InFlight<C> = FuturesOrdered<BoxFuture<'static, (Flight<C>, Result<Committed, ProposeError>)>>;
+
+async fn run<C: Proposable>(shared: Arc<Shared<C>>) {
+    let mut leadership = shared.leadership.clone();
+    while !shared.is_stopped() {
+        let mine = leadership.borrow_and_update().mine;
+        if mine {
+            lead(&shared, &mut leadership).await;
+            continue;
+        }
+        shared.refuse_all();
+        tokio::select! {
+            changed = leadership.changed() => if changed.is_err() { break },
+            () = shared.wake.notified() => {}
+        }
+    }
+    shared.stopped.store(true, Ordering::Release);
+    shared.refuse_all();
+}
+
+/// Proposes until leadership is lost or the proposer is stopped, and answers everything that was in flight by then.
+async fn lead<C: Proposable>(shared: &Arc<Shared<C>>, leadership: &mut watch::Receiver<Leadership>) {
+    let mut clock = LogClock::new((shared.reached)(), shared.clock.clone(), shared.metrics.clone());
+    let mut in_flight = InFlight::<C>::new();
+    let metrics = &shared.metrics;
+    loop {
+        while in_flight.len() < ENTRIES_IN_FLIGHT {
+            let Some((entry, flight)) = form(shared, &mut clock) else { break };
+            launch(shared, entry, flight, &mut in_flight).await;
+        }
+        tokio::select! {
+            biased;
+            Some((flight, outcome)) = in_flight.next(), if !in_flight.is_empty() => flight.land(outcome, metrics),
+            () = shared.wake.notified(), if in_flight.len() < ENTRIES_IN_FLIGHT => {}
+            changed = leadership.changed() => {
+                if changed.is_err() || !leadership.borrow().mine { break }
+            }
+        }
+        if shared.is_stopped() {
+            break;
+        }
+    }
+    shared.refuse_all();
+    while let Some((flight, outcome)) = in_flight.next().await {
+        flight.land(outcome, metrics);
+    }
+}
+
+/// Makes an entry of what waits and what the matcher adds; `None` if there is nothing.
+fn form<C: Proposable>(shared: &Shared<C>, clock: &mut LogClock) -> Option<(Entry<C>, Flight<C>)> {
+    let calls = shared.take_entry();
+    let mut operations = Vec::with_capacity(calls.iter().map(|call| call.operations.len()).sum());
+    let mut callers = Vec::with_capacity(calls.len());
+    for call in calls {
+        callers.push((call.operations.len(), call.answer));
+        operations.extend(call.operations);
+    }
+    let matched = shared.matcher.lock().clone().and_then(|matcher| {
+        let before = operations.len();
+        let room = (ENTRY_OPERATIONS - before).min(MATCHER_ROOM);
+        matcher.lock().fill(&mut operations, room);
+        assert!(operations.len() <= before + room, "a matcher keeps to the room it is given");
+        (operations.len() > before).then(|| (operations.len() - before, matcher))
+    });
+    if operations.is_empty() {
+        return None;
+    }
+    shared.metrics.entries.with_label_values(&[C::GROUP]).inc();
+    shared.metrics.entry_operations.with_label_values(&[C::GROUP]).observe(operations.len() as f64);
+    Some((Entry { time: clock.stamp(), operations }, Flight { callers, matched, since: Instant::now() }))
+}
+
+/// Encodes the entry and gives it its place in the log.
+async fn launch<C: Proposable>(
+    shared: &Shared<C>,
+    entry: Entry<C>,
+    flight: Flight<C>,
+    in_flight: &mut InFlight<C>,
+) {
+    let payload = match C::encode(&entry) {
+        Ok(payload) => payload,
+        Err(error) => return flight.fail(&error),
+    };
+    drop(entry);
+    if payload.len() > Group::MAX_PAYLOAD {
+        return flight.fail(&Error::too_large("the call", Group::MAX_PAYLOAD, payload.len()));
+    }
+    match shared.group.submit(payload).await {
+        Ok(pending) => in_flight.push_back(Box::pin(async move { (flight, pending.await) })),
+        Err(error) => flight.fail(&error.into()),
+    }
+}

@@ -1,0 +1,473 @@
+//! What the leader knows of sessions that is not in the log: where their streams are, when they were last heard, and
+//! which of their slots are free. It picks the grants.
+//!
+//! Invariants:
+//! - A slot is *taken* by an attempt that the state knows, *reserved* by a grant that is proposed and not settled, or
+//!   free. Nothing is granted to a session without a stream, or to one whose end is proposed.
+//! - A task is in at most one grant that is not settled: the *overlay*. It is dropped whole when the leader resynchronises.
+//! - Being wrong here is harmless: the state machine refuses a grant that has no slot or whose task is not ready.
+//! - A session is ended by proposal only, never by this book.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quorate_state::control::{Command, Control, Effect, SessionView};
+use quorate_state::{Operation, SessionId, TaskId, Token};
+use tokio::time::Instant;
+
+/// How long a session whose stream broke may take to come back before it is expired.
+pub(super) const GRACE: Duration = Duration::from_secs(1);
+/// After how long the expiry of a session is proposed again if it is still there.
+const EXPIRY_RETRY: Duration = Duration::from_secs(2);
+/// A leader that has not looked at its book for so long was stopped or starved, and the sessions are not to blame.
+const STALL: Duration = Duration::from_millis(500);
+
+/// One relay stream, as this leader numbers them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct LinkId(pub(super) u64);
+
+/// Where a session's stream is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Route {
+    pub(super) link: LinkId,
+    pub(super) attachment: u64,
+}
+
+/// A committed attempt to be sent to its session's agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Delivery {
+    pub(super) link: LinkId,
+    pub(super) session: SessionId,
+    pub(super) task: TaskId,
+    pub(super) token: Token,
+}
+
+/// What came of a session's attach.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Attachment {
+    /// The stream is the session's now.
+    Current {
+        ttl: Duration,
+        /// Held attempts that are not the session's any more.
+        lost: Vec<Token>,
+        /// Attempts of the session that its agent does not hold: it never got them.
+        missing: Vec<Delivery>,
+        /// Where the session was before, if that was another link.
+        displaced: Option<Route>,
+    },
+    /// A later stream of the session is known.
+    Superseded { attachment: u64 },
+    /// There is no such session.
+    Unknown,
+}
+
+#[derive(Debug)]
+struct Running {
+    token: Token,
+    /// An entry under way ends it, so that its slot can be given away behind it.
+    closing: bool,
+}
+
+#[derive(Debug)]
+struct Seat {
+    roles: Vec<Arc<str>>,
+    slots: u32,
+    ttl: Duration,
+    running: HashMap<TaskId, Running>,
+    closing: u32,
+    reserved: u32,
+    /// The highest attachment that was seen.
+    attachment: u64,
+    route: Option<Route>,
+    heard: Instant,
+    /// Since when the session has no stream, if its node said so.
+    detached: Option<Instant>,
+    /// When its end was last proposed.
+    ending: Option<Instant>,
+}
+
+impl Seat {
+    fn free(&self) -> u32 {
+        if self.route.is_none() || self.ending.is_some() {
+            return 0;
+        }
+        let taken = u32::try_from(self.running.len()).unwrap_or(u32::MAX) - self.closing + self.reserved;
+        self.slots.saturating_sub(taken)
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        let since = |at: Instant| now.saturating_duration_since(at);
+        let over = since(self.heard) >= self.ttl || self.detached.is_some_and(|at| since(at) >= GRACE);
+        over && self.ending.is_none_or(|at| since(at) >= EXPIRY_RETRY)
+    }
+
+    fn release(&mut self, task: TaskId, token: Token) -> bool {
+        if self.running.get(&task).is_none_or(|running| running.token != token) {
+            return false;
+        }
+        if self.running.remove(&task).is_some_and(|running| running.closing) {
+            self.closing -= 1;
+        }
+        true
+    }
+}
+
+/// Sessions of one role that may have a free slot, in the order in which they are asked. May hold some that have none,
+/// or are gone: they drop out when they are met.
+#[derive(Debug, Default)]
+struct Idle {
+    queue: VecDeque<SessionId>,
+    listed: HashSet<SessionId>,
+}
+
+impl Idle {
+    /// Reserves a slot of the next session in turn that has one.
+    fn reserve(&mut self, seats: &mut HashMap<SessionId, Seat>) -> Option<SessionId> {
+        while let Some(session) = self.queue.pop_front() {
+            if let Some(seat) = seats.get_mut(&session).filter(|seat| seat.free() > 0) {
+                seat.reserved += 1;
+                if seat.free() > 0 {
+                    self.queue.push_back(session);
+                } else {
+                    self.listed.remove(&session);
+                }
+                return Some(session);
+            }
+            self.listed.remove(&session);
+        }
+        None
+    }
+}
+
+/// The book.
+#[derive(Debug)]
+pub(super) struct Roster {
+    seats: HashMap<SessionId, Seat>,
+    /// Which session runs a task.
+    holders: HashMap<TaskId, SessionId>,
+    overlay: HashMap<TaskId, SessionId>,
+    /// What `fill` appended to entries that are not settled, oldest first.
+    unsettled: VecDeque<Vec<TaskId>>,
+    idle: BTreeMap<Arc<str>, Idle>,
+    looked: Instant,
+}
+
+impl Roster {
+    /// The book of a new leader: every session gets one fresh time to live, and is nowhere yet.
+    pub(super) fn new(control: &Control, now: Instant) -> Roster {
+        let mut roster = Roster {
+            seats: HashMap::new(),
+            holders: HashMap::new(),
+            overlay: HashMap::new(),
+            unsettled: VecDeque::new(),
+            idle: BTreeMap::new(),
+            looked: now,
+        };
+        roster.resynchronise(control, now);
+        roster
+    }
+
+    /// Takes sessions and attempts anew from the state, after effects were missed. Streams stay where they are. Returns
+    /// the attempts that became known just now.
+    pub(super) fn resynchronise(&mut self, control: &Control, now: Instant) -> Vec<Delivery> {
+        self.overlay.clear();
+        self.holders.clear();
+        // Settlements of the entries under way are still to come, and find nothing.
+        self.unsettled.iter_mut().for_each(Vec::clear);
+        let mut present = HashSet::new();
+        let mut missing = Vec::new();
+        for view in control.sessions() {
+            present.insert(view.session);
+            self.admit(&view, now);
+            let Some(seat) = self.seats.get_mut(&view.session) else { continue };
+            let before = std::mem::take(&mut seat.running);
+            (seat.closing, seat.reserved) = (0, 0);
+            for &(task, token) in &view.running {
+                self.holders.insert(task, view.session);
+                seat.running.insert(task, Running { token, closing: false });
+                let known = before.get(&task).is_some_and(|running| running.token == token);
+                if let (false, Some(route)) = (known, seat.route) {
+                    missing.push(Delivery { link: route.link, session: view.session, task, token });
+                }
+            }
+            self.list(view.session);
+        }
+        self.seats.retain(|session, _| present.contains(session));
+        missing
+    }
+
+    /// Makes a seat for a session if it has none.
+    pub(super) fn admit(&mut self, view: &SessionView, now: Instant) {
+        self.seats.entry(view.session).or_insert_with(|| Seat {
+            roles: view.roles.iter().map(|role| Arc::from(&**role)).collect(),
+            slots: view.slots,
+            ttl: Duration::from_millis(view.ttl_ms),
+            running: HashMap::new(),
+            closing: 0,
+            reserved: 0,
+            attachment: 0,
+            route: None,
+            heard: now,
+            detached: None,
+            ending: None,
+        });
+    }
+
+    /// Whether the session has a seat.
+    pub(super) fn knows(&self, session: SessionId) -> bool {
+        self.seats.contains_key(&session)
+    }
+
+    /// How many sessions there are.
+    pub(super) fn len(&self) -> usize {
+        self.seats.len()
+    }
+
+    /// A node says that it holds a stream of the session, whose agent has the attempts `holding`.
+    pub(super) fn attach(
+        &mut self,
+        link: LinkId,
+        session: SessionId,
+        attachment: u64,
+        holding: &[Token],
+        now: Instant,
+    ) -> Attachment {
+        let Some(seat) = self.seats.get_mut(&session) else { return Attachment::Unknown };
+        if attachment < seat.attachment {
+            return Attachment::Superseded { attachment: seat.attachment };
+        }
+        let displaced = seat.route.filter(|route| route.link != link);
+        seat.attachment = attachment;
+        seat.route = Some(Route { link, attachment });
+        seat.heard = now;
+        seat.detached = None;
+        let held: HashSet<Token> = holding.iter().copied().collect();
+        let running: HashSet<Token> = seat.running.values().map(|running| running.token).collect();
+        let lost = holding.iter().copied().filter(|token| !running.contains(token)).collect();
+        let mut missing: Vec<Delivery> = seat
+            .running
+            .iter()
+            .filter(|(_, running)| !held.contains(&running.token) && !running.closing)
+            .map(|(&task, running)| Delivery { link, session, task, token: running.token })
+            .collect();
+        missing.sort_by_key(|delivery| delivery.token);
+        let ttl = seat.ttl;
+        self.list(session);
+        Attachment::Current { ttl, lost, missing, displaced }
+    }
+
+    /// A node says that the stream broke. Ignored unless it is the session's newest.
+    pub(super) fn detach(&mut self, link: LinkId, session: SessionId, attachment: u64, now: Instant) {
+        if let Some(seat) = self.seats.get_mut(&session)
+            && seat.route == Some(Route { link, attachment })
+        {
+            seat.route = None;
+            seat.detached = Some(now);
+        }
+    }
+
+    /// A node's relay stream broke. Its agents find another node, or the node comes back, within their time to live.
+    pub(super) fn unlink(&mut self, link: LinkId) {
+        for seat in self.seats.values_mut() {
+            if seat.route.is_some_and(|route| route.link == link) {
+                seat.route = None;
+            }
+        }
+    }
+
+    /// A sign of life on a stream. Returns whether it was the session's current one.
+    pub(super) fn beat(&mut self, link: LinkId, session: SessionId, attachment: u64, now: Instant) -> bool {
+        match self.seats.get_mut(&session) {
+            Some(seat) if seat.route == Some(Route { link, attachment }) => {
+                seat.heard = now;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// A session's agent said something else than a heartbeat.
+    pub(super) fn heard(&mut self, link: LinkId, session: SessionId, now: Instant) {
+        if let Some(seat) = self.seats.get_mut(&session)
+            && seat.route.is_some_and(|route| route.link == link)
+        {
+            seat.heard = now;
+        }
+    }
+
+    /// Whether `attachment` is the stream that the session has on this link now; then no more is granted to it.
+    pub(super) fn close(&mut self, link: LinkId, session: SessionId, attachment: u64, now: Instant) -> bool {
+        match self.seats.get_mut(&session) {
+            Some(seat) if seat.route == Some(Route { link, attachment }) => {
+                seat.ending = Some(now);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The sessions whose expiry is to be proposed now.
+    pub(super) fn due(&mut self, now: Instant) -> Vec<SessionId> {
+        let stalled = now.saturating_duration_since(self.looked);
+        self.looked = now;
+        if stalled > STALL {
+            // Their heartbeats wait behind this very moment.
+            for seat in self.seats.values_mut() {
+                seat.heard += stalled;
+                seat.detached = seat.detached.map(|at| at + stalled);
+            }
+        }
+        let mut due = Vec::new();
+        for (&session, seat) in &mut self.seats {
+            if seat.is_due(now) {
+                seat.ending = Some(now);
+                due.push(session);
+            }
+        }
+        due.sort_unstable();
+        due
+    }
+
+    /// Where the session's stream is.
+    pub(super) fn route(&self, session: SessionId) -> Option<Route> {
+        self.seats.get(&session).and_then(|seat| seat.route)
+    }
+
+    /// Whether some session may have a free slot.
+    pub(super) fn has_idle(&self) -> bool {
+        self.idle.values().any(|idle| !idle.queue.is_empty())
+    }
+
+    /// Whether some session of the role may have a free slot.
+    pub(super) fn has_idle_for(&self, role: &str) -> bool {
+        self.idle.get(role).is_some_and(|idle| !idle.queue.is_empty())
+    }
+
+    /// An effect of the log. Returns the attempt to deliver if it is a grant to a session whose stream is known.
+    pub(super) fn observe(&mut self, effect: &Effect) -> Option<Delivery> {
+        match *effect {
+            Effect::Granted { task, session, token, .. } => {
+                self.unreserve(task);
+                let seat = self.seats.get_mut(&session)?;
+                self.holders.insert(task, session);
+                seat.running.insert(task, Running { token, closing: false });
+                seat.route.map(|route| Delivery { link: route.link, session, task, token })
+            }
+            Effect::AttemptEnded { session, task, token } | Effect::AttemptLost { session, task, token } => {
+                if self.seats.get_mut(&session).is_some_and(|seat| seat.release(task, token)) {
+                    self.holders.remove(&task);
+                    self.list(session);
+                }
+                None
+            }
+            Effect::SessionEnded { session } => {
+                self.seats.remove(&session);
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// The end of this attempt was refused or is not known: its slot is not free after all.
+    pub(super) fn reopen(&mut self, task: TaskId, token: Token) {
+        let Some(&session) = self.holders.get(&task) else { return };
+        if let Some(seat) = self.seats.get_mut(&session)
+            && let Some(running) = seat.running.get_mut(&task)
+            && running.token == token
+            && running.closing
+        {
+            running.closing = false;
+            seat.closing -= 1;
+        }
+    }
+
+    /// Appends grants to an entry that is being formed: oldest ready task first, for slots that are free or that the
+    /// entry itself frees.
+    pub(super) fn fill(&mut self, entry: &mut Vec<Operation<Command>>, room: usize, control: &Control) {
+        for operation in entry.iter() {
+            if let Command::Complete { task, token, .. } | Command::Fail { task, token, .. } = operation.command {
+                self.foresee_end(task, token);
+            }
+        }
+        let overlay = &self.overlay;
+        let seats = &mut self.seats;
+        let mut roles: Vec<_> = self
+            .idle
+            .iter_mut()
+            .filter(|(_, idle)| !idle.queue.is_empty())
+            .map(|(role, idle)| (idle, control.ready(role, None).filter(|task| !overlay.contains_key(task))))
+            .collect();
+        let mut oldest: BinaryHeap<Reverse<(TaskId, usize)>> = BinaryHeap::new();
+        for (number, (_, ready)) in roles.iter_mut().enumerate() {
+            oldest.extend(ready.next().map(|task| Reverse((task, number))));
+        }
+        let mut picked = Vec::new();
+        while let Some(Reverse((task, number))) = oldest.pop().filter(|_| picked.len() < room) {
+            let (idle, ready) = &mut roles[number];
+            // A role without a free session is not asked again.
+            let Some(session) = idle.reserve(seats) else { continue };
+            picked.push((task, session));
+            oldest.extend(ready.next().map(|task| Reverse((task, number))));
+        }
+        drop(roles);
+        if picked.is_empty() {
+            return;
+        }
+        entry.extend(picked.iter().map(|&(task, session)| Operation::new(Command::Grant { task, session })));
+        self.overlay.extend(picked.iter().copied());
+        self.unsettled.push_back(picked.into_iter().map(|(task, _)| task).collect());
+    }
+
+    /// The outcome of the oldest `fill` that appended anything: for each grant whether it was made. `None`: not known.
+    /// Grants that were made are still to come as effects. Returns whether a slot became free.
+    pub(super) fn settle(&mut self, granted: Option<&[bool]>) -> bool {
+        let Some(tasks) = self.unsettled.pop_front() else { return false };
+        let mut freed = false;
+        for (ordinal, task) in tasks.into_iter().enumerate() {
+            if granted.is_none_or(|granted| granted.get(ordinal) != Some(&true)) {
+                freed |= self.unreserve(task);
+            }
+        }
+        freed
+    }
+
+    fn unreserve(&mut self, task: TaskId) -> bool {
+        let Some(session) = self.overlay.remove(&task) else { return false };
+        if let Some(seat) = self.seats.get_mut(&session) {
+            seat.reserved = seat.reserved.saturating_sub(1);
+        }
+        self.list(session);
+        true
+    }
+
+    fn foresee_end(&mut self, task: TaskId, token: Token) {
+        let Some(&session) = self.holders.get(&task) else { return };
+        if let Some(seat) = self.seats.get_mut(&session)
+            && let Some(running) = seat.running.get_mut(&task)
+            && running.token == token
+            && !running.closing
+        {
+            running.closing = true;
+            seat.closing += 1;
+            self.list(session);
+        }
+    }
+
+    /// Puts the session where `fill` looks, under each of its roles, if it has a free slot.
+    fn list(&mut self, session: SessionId) {
+        let Some(seat) = self.seats.get(&session).filter(|seat| seat.free() > 0) else { return };
+        for role in &seat.roles {
+            if !self.idle.contains_key(role) {
+                self.idle.insert(role.clone(), Idle::default());
+            }
+            if let Some(idle) = self.idle.get_mut(role)
+                && idle.listed.insert(session)
+            {
+                idle.queue.push_back(session);
+            }
+        }
+    }
+}
+

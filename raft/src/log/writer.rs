@@ -1,0 +1,366 @@
+//! The one writer of a node's log database.
+//!
+//! Everything that changes the log of any group goes through one queue in the order in which it was submitted. The writer
+//! takes all that waits, hands it to the engine as one batch with one fsync, and then answers everyone in the batch. It
+//! never waits for more to come: while a batch is being synced the next one gathers by itself, so the batches grow exactly as
+//! the disk is slower than the load.
+//!
+//! Invariants:
+//! - Nothing is durable before something that was submitted earlier.
+//! - An answer is given only after the batch that holds the change, and all batches before it, are durable.
+//! - After a failed commit nothing is ever answered as durable again: the process ends.
+
+use std::io;
+use std::mem;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use openraft::storage::IOFlushed;
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use crate::engine::{LogChange, LogEngine, MarkKind};
+use crate::ids::GroupId;
+use crate::log::mark;
+use crate::log::metrics::LogMetrics;
+use crate::log::state::LogState;
+use crate::proto;
+use crate::types::{LogId, TC};
+
+/// Where the writer runs.
+#[derive(Clone)]
+pub enum WriterMode {
+    /// On a thread of its own, which parks while there is nothing to do. A failed commit ends the process.
+    Thread,
+    /// As a task of the tokio runtime in which the log store is opened, for simulation.
+    Task(TaskHooks),
+}
+
+/// What a simulation decides for a writer that runs as a task.
+#[derive(Clone)]
+pub struct TaskHooks {
+    /// How long the coming commit takes. Half of it passes before the engine has the batch and half after, so that a crash
+    /// can fall on both sides of durability.
+    pub latency: Arc<dyn Fn() -> Duration + Send + Sync>,
+    /// Called in place of the end of the process when a commit has failed. The simulation must kill the node; the writer
+    /// answers everything from then on with an error.
+    pub failed: Arc<dyn Fn(&io::Error) + Send + Sync>,
+}
+
+impl TaskHooks {
+    /// A disk that takes no time, for tests that expect no failure: a failed commit panics.
+    pub fn instant() -> Self {
+        TaskHooks {
+            latency: Arc::new(|| Duration::ZERO),
+            failed: Arc::new(|error| panic!("a commit of the log failed: {error}")),
+        }
+    }
+}
+
+/// Whom to tell once a batch is durable.
+pub(crate) enum Answer {
+    /// openraft, about an append.
+    Flushed(IOFlushed<TC>),
+    /// A caller that waits.
+    Waiter(oneshot::Sender<()>),
+    /// The in-memory state of a group: what it appended up to this sequence number may be dropped from memory.
+    Durable(Arc<LogState>, u64),
+}
+
+/// Changes and answers of one submission. All of them reach the disk in one batch.
+#[derive(Default)]
+pub(crate) struct Queue {
+    pub(crate) changes: Vec<LogChange>,
+    pub(crate) answers: Vec<Answer>,
+    /// Last committed marks, one for each group. They ride with the next batch and wake nobody.
+    committed: Vec<(GroupId, LogId)>,
+    phase: Phase,
+}
+
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Open,
+    /// No more submissions; what waits is still written.
+    Closing,
+    /// The writer has ended.
+    Closed,
+}
+
+impl Queue {
+    fn is_idle(&self) -> bool {
+        self.changes.is_empty() && self.answers.is_empty()
+    }
+
+    /// Moves everything that waits into `batch`, whose buffers are empty, and leaves those buffers for the next.
+    fn take(&mut self, batch: &mut Batch) {
+        mem::swap(&mut self.changes, &mut batch.changes);
+        mem::swap(&mut self.answers, &mut batch.answers);
+        for (group, at) in self.committed.drain(..) {
+            let value = mark::encode(&proto::LogId::from(&at));
+            batch.changes.push(LogChange::Mark { group, kind: MarkKind::Committed, value });
+        }
+    }
+}
+
+#[derive(Default)]
+struct Batch {
+    changes: Vec<LogChange>,
+    answers: Vec<Answer>,
+}
+
+enum Signal {
+    Thread(Condvar),
+    Task(Notify, TaskHooks),
+}
+
+struct Shared {
+    engine: Arc<dyn LogEngine>,
+    queue: Mutex<Queue>,
+    signal: Signal,
+    metrics: LogMetrics,
+    /// Told when the writer has ended.
+    ended: Notify,
+}
+
+/// The handle to the writer. Dropping it writes what still waits and ends the writer.
+pub(crate) struct Writer {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// The writer has ended, so nothing more can be made durable.
+fn ended() -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, "the log writer has ended; the node is shutting down or its disk failed")
+}
+
+impl Writer {
+    /// Starts the writer. In mode `Task` it must be called inside a tokio runtime.
+    pub(crate) fn start(engine: Arc<dyn LogEngine>, mode: WriterMode, metrics: LogMetrics) -> io::Result<Writer> {
+        let signal = match mode {
+            WriterMode::Thread => Signal::Thread(Condvar::new()),
+            WriterMode::Task(hooks) => Signal::Task(Notify::new(), hooks),
+        };
+        let shared =
+            Arc::new(Shared { engine, queue: Mutex::new(Queue::default()), signal, metrics, ended: Notify::new() });
+        let thread = match &shared.signal {
+            Signal::Thread(_) => {
+                let shared = shared.clone();
+                Some(std::thread::Builder::new().name("log-writer".into()).spawn(move || shared.run_thread())?)
+            }
+            Signal::Task(..) => {
+                tokio::spawn(shared.clone().run_task());
+                None
+            }
+        };
+        Ok(Writer { shared, thread: Mutex::new(thread) })
+    }
+
+    /// Adds changes to the queue under its lock and wakes the writer.
+    pub(crate) fn submit(&self, fill: impl FnOnce(&mut Queue)) -> io::Result<()> {
+        let mut queue = self.shared.queue.lock();
+        if queue.phase != Phase::Open {
+            return Err(ended());
+        }
+        let was_idle = queue.is_idle();
+        fill(&mut queue);
+        let wake = was_idle && !queue.is_idle();
+        drop(queue);
+        if wake {
+            self.shared.wake();
+        }
+        Ok(())
+    }
+
+    /// Remembers the last committed entry of a group, to be written with whatever is written next.
+    ///
+    /// It need not be durable at any time: after a crash the older mark makes the group apply fewer entries at start, and
+    /// it applies the rest when the leader commits anew; reads wait for that. It goes into the batch after everything
+    /// that was submitted before it, so a durable mark never names an entry that is not durable.
+    pub(crate) fn remember_committed(&self, group: GroupId, at: LogId) {
+        let mut queue = self.shared.queue.lock();
+        match queue.committed.iter_mut().find(|(known, _)| *known == group) {
+            Some((_, last)) => *last = at,
+            None => queue.committed.push((group, at)),
+        }
+    }
+
+    /// Forgets a committed mark that was not written yet.
+    pub(crate) fn forget_committed(&self, group: GroupId) {
+        self.shared.queue.lock().committed.retain(|(known, _)| *known != group);
+    }
+
+    /// Submits changes and waits until they, and all before them, are durable.
+    pub(crate) async fn submit_and_wait(&self, changes: impl IntoIterator<Item = LogChange>) -> io::Result<()> {
+        let (told, wait) = oneshot::channel();
+        self.submit(|queue| {
+            queue.changes.extend(changes);
+            queue.answers.push(Answer::Waiter(told));
+        })?;
+        wait.await.map_err(|_| ended())
+    }
+
+    /// Writes what waits and ends the writer. Returns when it has ended.
+    pub(crate) async fn close(&self) {
+        let ended = self.shared.ended.notified();
+        tokio::pin!(ended);
+        ended.as_mut().enable();
+        if self.begin_close() {
+            ended.await;
+        }
+        self.join();
+    }
+
+    /// True if the writer is still to end.
+    fn begin_close(&self) -> bool {
+        let mut queue = self.shared.queue.lock();
+        if queue.phase == Phase::Open {
+            queue.phase = Phase::Closing;
+        }
+        let running = queue.phase != Phase::Closed;
+        drop(queue);
+        self.shared.wake();
+        running
+    }
+
+    fn join(&self) {
+        let thread = self.thread.lock().take();
+        if let Some(thread) = thread
+            && thread.thread().id() != std::thread::current().id()
+            && thread.join().is_err()
+        {
+            tracing::error!("the log writer panicked");
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.begin_close();
+        self.join();
+    }
+}
+
+impl Shared {
+    fn wake(&self) {
+        match &self.signal {
+            Signal::Thread(parked) => {
+                parked.notify_one();
+            }
+            Signal::Task(parked, _) => parked.notify_one(),
+        }
+    }
+
+    fn run_thread(&self) {
+        let Signal::Thread(parked) = &self.signal else { return };
+        let mut batch = Batch::default();
+        loop {
+            {
+                let mut queue = self.queue.lock();
+                while queue.is_idle() && queue.phase == Phase::Open {
+                    parked.wait(&mut queue);
+                }
+                queue.take(&mut batch);
+                if batch.changes.is_empty() && batch.answers.is_empty() {
+                    queue.phase = Phase::Closed;
+                    break;
+                }
+            }
+            if let Err(error) = self.commit(&batch) {
+                // The kernel may already have marked the pages that it failed to write as clean, so a second fsync would
+                // report a success that is none. Nothing this process does can be trusted to be durable any more.
+                tracing::error!(%error, "a commit of the Raft log failed; the process ends so that nothing is lost");
+                eprintln!("quorate: a commit of the Raft log failed: {error}. Check the disk, then start the node again.");
+                std::process::abort();
+            }
+            answer(&mut batch);
+        }
+        self.ended.notify_waiters();
+    }
+
+    async fn run_task(self: Arc<Self>) {
+        let Signal::Task(parked, hooks) = &self.signal else { return };
+        let mut batch = Batch::default();
+        loop {
+            {
+                let mut queue = self.queue.lock();
+                let idle = queue.is_idle();
+                if !idle || queue.phase != Phase::Open {
+                    queue.take(&mut batch);
+                    if batch.changes.is_empty() && batch.answers.is_empty() {
+                        queue.phase = Phase::Closed;
+                        break;
+                    }
+                }
+            }
+            if batch.changes.is_empty() && batch.answers.is_empty() {
+                parked.notified().await;
+                continue;
+            }
+            let half = (hooks.latency)() / 2;
+            pause(half).await;
+            if let Err(error) = self.commit(&batch) {
+                self.queue.lock().phase = Phase::Closed;
+                (hooks.failed)(&error);
+                refuse(&mut batch, &error);
+                break;
+            }
+            pause(half).await;
+            answer(&mut batch);
+        }
+        self.ended.notify_waiters();
+    }
+
+    fn commit(&self, batch: &Batch) -> io::Result<()> {
+        if batch.changes.is_empty() {
+            return Ok(());
+        }
+        let start = Instant::now();
+        self.engine.commit(&batch.changes)?;
+        let (mut records, mut bytes) = (0, 0);
+        for change in &batch.changes {
+            if let LogChange::Append { record, .. } = change {
+                records += 1;
+                bytes += record.len() as u64;
+            }
+        }
+        self.metrics.count(records, bytes, start.elapsed().as_secs_f64());
+        Ok(())
+    }
+}
+
+/// A turn of the loop never yields for nothing, so that a simulated disk without latency adds no schedule points.
+async fn pause(time: Duration) {
+    if !time.is_zero() {
+        tokio::time::sleep(time).await;
+    }
+}
+
+fn answer(batch: &mut Batch) {
+    batch.changes.clear();
+    for answer in batch.answers.drain(..) {
+        match answer {
+            Answer::Flushed(flushed) => flushed.io_completed(Ok(())),
+            Answer::Durable(state, sequence) => state.durable_upto(sequence),
+            Answer::Waiter(waiter) => {
+                // A caller that has gone away needs no answer.
+                waiter.send(()).ok();
+            }
+        }
+    }
+    // After a burst the buffers would hold their largest size for ever.
+    const KEEP: usize = 4096;
+    batch.changes.shrink_to(KEEP);
+    batch.answers.shrink_to(KEEP);
+}
+
+fn refuse(batch: &mut Batch, error: &io::Error) {
+    batch.changes.clear();
+    for answer in batch.answers.drain(..) {
+        if let Answer::Flushed(flushed) = answer {
+            flushed.io_completed(Err(io::Error::new(error.kind(), error.to_string())));
+        }
+    }
+}

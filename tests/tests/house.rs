@@ -1,0 +1,122 @@
+//! The rules of the house that a compiler does not hold: who may depend on whom, and how files look.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests folder lies in the workspace").to_owned()
+}
+
+/// The edges that ARCHITECTURE.md draws. Tests may know any crate, so they are not listed.
+fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
+    [
+        ("raft", vec![]),
+        ("raft/state", vec![]),
+        ("index", vec![]),
+        ("client/api", vec![]),
+        ("client/rust", vec!["quorate-api"]),
+        ("node", vec!["quorate-raft", "quorate-state", "quorate-index", "quorate-api"]),
+        ("cli", vec!["quorate-node", "quorate-client"]),
+    ]
+    .into_iter()
+    .map(|(folder, names)| (folder, names.into_iter().collect()))
+    .collect()
+}
+
+fn manifest(folder: &Path) -> Result<toml::Table> {
+    let path = folder.join("Cargo.toml");
+    fs_err::read_to_string(&path)?.parse().with_context(|| path.display().to_string())
+}
+
+fn dependencies(manifest: &toml::Table) -> BTreeSet<String> {
+    ["dependencies", "dev-dependencies", "build-dependencies"]
+        .iter()
+        .filter_map(|kind| manifest.get(*kind)?.as_table())
+        .flat_map(|table| table.keys().cloned())
+        .collect()
+}
+
+#[test]
+fn crates_know_only_those_they_may_know() -> Result<()> {
+    for (folder, allowed) in allowed() {
+        let known = dependencies(&manifest(&root().join(folder))?);
+        for name in known.iter().filter(|name| name.starts_with("quorate")) {
+            assert!(allowed.contains(name.as_str()), "{folder} must not know {name}; see the layers in ARCHITECTURE.md");
+        }
+    }
+    let members = manifest(&root())?["workspace"]["members"].as_array().context("the workspace has members")?.len();
+    assert_eq!(members, allowed().len() + 1, "a new crate needs its edges listed here");
+    Ok(())
+}
+
+#[test]
+fn foreign_libraries_stay_in_their_crates() -> Result<()> {
+    let owners = [("openraft", "raft"), ("rocksdb", "raft"), ("bincode", "raft/state"), ("faiss-sys", "index")];
+    for (library, owner) in owners {
+        for folder in allowed().keys().filter(|folder| **folder != owner) {
+            let known = dependencies(&manifest(&root().join(folder))?);
+            assert!(!known.contains(library), "{folder} names {library}, which belongs to {owner} alone");
+        }
+    }
+    let state = dependencies(&manifest(&root().join("raft/state"))?);
+    for banned in ["tokio", "rand", "tonic", "uuid", "chrono"] {
+        assert!(!state.contains(banned), "the replicated state is pure: no {banned}");
+    }
+    Ok(())
+}
+
+#[test]
+fn only_the_codec_names_bincode_and_only_the_index_is_unsafe() -> Result<()> {
+    for file in sources()? {
+        let text = fs_err::read_to_string(&file)?;
+        let name = file.strip_prefix(root())?.to_string_lossy().into_owned();
+        let code = || text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        if name != "raft/state/src/codec.rs" && name != "tests/tests/house.rs" {
+            assert!(!code().any(|line| line.contains("bincode")), "{name} names bincode, which raft/state/src/codec.rs hides");
+        }
+        if !name.starts_with("index/") && name != "tests/tests/house.rs" {
+            assert!(!code().any(|line| line.contains("unsafe ")), "{name} has unsafe code, which belongs to index alone");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn files_are_short_and_finished() -> Result<()> {
+    for file in sources()? {
+        let text = fs_err::read_to_string(&file)?;
+        let name = file.strip_prefix(root())?.to_string_lossy().into_owned();
+        let lines = text.lines().count();
+        assert!(lines <= 900, "{name} has {lines} lines: split it where a concept ends");
+        let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        assert!(!["utils", "util", "common", "types_all", "helpers"].contains(&stem.as_str()), "{name}: a name that says nothing");
+        if name == "tests/tests/house.rs" {
+            continue;
+        }
+        for mark in ["TODO", "FIXME", "todo!(", "unimplemented!(", "#[ignore"] {
+            assert!(!text.contains(mark), "{name} contains {mark}");
+        }
+    }
+    Ok(())
+}
+
+/// Every Rust file of the workspace and of the simulation.
+fn sources() -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut folders = vec![root()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs_err::read_dir(&folder)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if path.is_dir() && name != "target" && !name.starts_with('.') {
+                folders.push(path);
+            } else if name.ends_with(".rs") {
+                found.push(path);
+            }
+        }
+    }
+    assert!(found.len() > 50, "the walk found only {} files", found.len());
+    Ok(found)
+}
