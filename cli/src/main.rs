@@ -16,7 +16,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 #[command(name = "quorate", version, max_term_width = 110)]
 struct Arguments {
     /// Client addresses of any nodes, comma separated.
-    #[arg(long, global = true, env = "QUORATE_ENDPOINTS", value_delimiter = ',', default_value = "http://127.0.0.1:7001")]
+    #[arg(long, global = true, env = "QUORATE_ENDPOINTS", value_delimiter = ',', default_value = "http://127.0.0.1:7700")]
     endpoints: Vec<String>,
     /// How data is printed.
     #[arg(short = 'o', long, global = true, value_enum, default_value_t)]
@@ -63,10 +63,10 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return exit::report(&error.into()),
     };
-    match runtime.block_on(run(arguments)) {
-        Ok(code) => code,
-        Err(error) => exit::report(&error),
-    }
+    let outcome = runtime.block_on(run(arguments));
+    // A read of standard input may still block a thread; the process must not wait for it.
+    runtime.shutdown_background();
+    outcome.unwrap_or_else(|error| exit::report(&error))
 }
 
 async fn run(arguments: Arguments) -> Result<ExitCode> {

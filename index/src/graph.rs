@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 // Links FAISS itself; every call goes through the shim.
 use faiss_sys as _;
 
+use crate::encode;
 use crate::error::Error;
 use crate::live::Live;
-use crate::quantiser::{self, Quantiser};
+use crate::quantiser::Quantiser;
 use crate::settings::{MAX_EF, MAX_SEGMENT_ROWS, Metric, Settings};
 
 /// Rows that are added in one call: a build can be cancelled between two.
@@ -114,7 +115,7 @@ pub(crate) fn build(
     let handle = Handle::from_raw(raw)?;
     let mut encoded = Vec::with_capacity(ADD_ROWS * stride);
     if quantiser == Quantiser::Trained {
-        quantiser::sample(vectors, stride).for_each(|vector| encoded.extend_from_slice(vector));
+        encode::sample(vectors, stride).for_each(|vector| encoded.extend_from_slice(vector));
         call("training", |message, bytes| {
             // SAFETY: `encoded` holds that many vectors of the graph's dimension.
             unsafe { quorate_graph_train(handle.0.as_ptr(), encoded.len() / stride, encoded.as_ptr(), message, bytes) }

@@ -1,13 +1,9 @@
 //! Stands in for the graph when the feature `faiss` is off: no segment has one, so every search is exact.
 
 use std::convert::Infallible;
-use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
 use crate::error::Error;
 use crate::live::Live;
-use crate::quantiser::Quantiser;
-use crate::settings::Settings;
 
 /// No graph: it cannot be made.
 pub(crate) struct Graph(Infallible);

@@ -10,6 +10,7 @@ use crate::control::ControlHandle;
 use crate::log_clock::Clock;
 use crate::metrics::Metrics;
 use crate::peers::{Dispatch, Peers};
+use crate::start::Addresses;
 
 /// The node as its parts see it. Cheap to clone.
 #[derive(Clone)]
@@ -18,6 +19,8 @@ pub struct Context {
     pub config: Arc<Config>,
     /// This node.
     pub node: NodeId,
+    /// The addresses that others are told.
+    pub addresses: Arc<Addresses>,
     /// All Raft groups of this node.
     pub groups: Groups,
     /// The control group's machine and its proposer.

@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use quorate_raft::{Group, Groups, Leadership, Machine, NodeId, Table};
-use quorate_state::control::{Command, Control, Effect, Reply};
-use quorate_state::{Operation, Reject};
-use tokio::sync::{mpsc, oneshot, watch};
+use quorate_raft::{Group, Groups, Leadership, Machine, NodeId, Peer, Table};
+use quorate_state::control::{Command, Control, Effect, NodeRecord, Reply};
+use quorate_state::{LogTime, Operation, Position, Reject};
+use tokio::sync::{broadcast, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::error::Error;
@@ -28,22 +28,19 @@ pub use forward::Proposals;
 use forward::Forwarder;
 use machine::ControlMachine;
 
-/// What applying entries came to, in log order, after the rows are readable.
+/// What applying a batch of entries came to, told after their rows are readable.
 #[derive(Debug, Clone)]
-pub enum Applied {
-    /// A batch of entries up to and with `at`.
-    Effects {
-        /// The last position of the batch.
-        at: u64,
-        /// Their effects, in order.
-        effects: Arc<Vec<Effect>>,
-    },
+pub struct Applied {
+    /// The last position of the batch.
+    pub at: Position,
+    /// The effects of the entries, in order.
+    pub effects: Arc<[Effect]>,
     /// A snapshot took the place of the state: what happened in between is not told; look at the state anew.
-    Reloaded {
-        /// The position that the state reflects.
-        at: u64,
-    },
+    pub reloaded: bool,
 }
+
+/// Batches that a slow subscriber may be behind before it is told that it lagged, and must look at the state anew.
+const EFFECTS_KEPT: usize = 8_192;
 
 /// The control state and the ways to change it. Cheap to clone.
 #[derive(Clone)]
@@ -72,7 +69,8 @@ struct Running {
 struct Shared {
     state: RwLock<Control>,
     applied: watch::Sender<u64>,
-    subscribers: Mutex<Vec<mpsc::UnboundedSender<Applied>>>,
+    map: watch::Sender<u64>,
+    effects: broadcast::Sender<Applied>,
 }
 
 impl ControlHandle {
@@ -81,7 +79,8 @@ impl ControlHandle {
         let shared = Arc::new(Shared {
             state: RwLock::new(Control::new()),
             applied: watch::Sender::new(0),
-            subscribers: Mutex::new(Vec::new()),
+            map: watch::Sender::new(0),
+            effects: broadcast::Sender::new(EFFECTS_KEPT),
         });
         let inner = Inner {
             shared,
@@ -154,8 +153,13 @@ impl ControlHandle {
     }
 
     /// Proposes in one entry at this node, which must lead.
-    pub async fn propose(&self, operations: Vec<Operation<Command>>) -> Answer<Command> {
-        self.submit(operations)?.await.unwrap_or_else(|_| Err(Error::shutting_down()))
+    /// They are queued when this is called, not when the future is first polled.
+    pub fn propose(
+        &self,
+        operations: Vec<Operation<Command>>,
+    ) -> impl Future<Output = Answer<Command>> + Send + 'static {
+        let queued = self.submit(operations);
+        async move { queued?.await.unwrap_or_else(|_| Err(Error::shutting_down())) }
     }
 
     /// Queues at this node, which must lead, and returns what resolves to the replies.
@@ -178,16 +182,24 @@ impl ControlHandle {
         self.inner.shared.applied.subscribe()
     }
 
-    /// What entries come to from now on, on every node. The receiver must be drained.
-    pub fn effects(&self) -> mpsc::UnboundedReceiver<Applied> {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        self.inner.shared.subscribers.lock().push(sender);
-        receiver
+    /// The position of the last change of the members or of the shard map, and its changes.
+    pub fn map_changes(&self) -> watch::Receiver<u64> {
+        self.inner.shared.map.subscribe()
+    }
+
+    /// What entries come to from now on, on every node. A receiver that lagged must look at the state anew.
+    pub fn effects(&self) -> broadcast::Receiver<Applied> {
+        self.inner.shared.effects.subscribe()
     }
 
     /// One row of the state store; `None` also before there is a group.
     pub fn row(&self, table: Table, key: &[u8]) -> io::Result<Option<Bytes>> {
         self.group().map_or(Ok(None), |group| group.store().get(table, key))
+    }
+
+    /// Many rows of one table, in the order of the keys; all `None` before there is a group.
+    pub fn rows(&self, table: Table, keys: &[&[u8]]) -> io::Result<Vec<Option<Bytes>>> {
+        self.group().map_or_else(|| Ok(vec![None; keys.len()]), |group| group.store().get_many(table, keys))
     }
 
     /// Who leads, and changes of it. Lives as long as the handle; nobody leads before there is a group.
@@ -206,29 +218,49 @@ impl ControlHandle {
         leadership.leader.as_ref().map(|(_, member)| (member.node, member.address.clone()))
     }
 
-    /// The client address of the leader, if both are known: the hint for clients.
-    pub fn leader_client_address(&self) -> Option<(NodeId, String)> {
+    /// The leader as a member: its client address is the hint for clients.
+    pub fn leader_hint(&self) -> Option<NodeRecord> {
         let (node, _) = self.leader()?;
-        self.read(|state| state.member(quorate_state::NodeId(node.0)).map(|member| (node, member.client_address.clone())))
+        self.read(|state| state.member(quorate_state::NodeId(node.0)).map(|member| member.node.clone()))
+    }
+
+    /// A handle on the leader, unless it is this node or none is known.
+    pub fn peer_of_leader(&self) -> Option<(NodeId, Peer)> {
+        let (node, address) = self.leader()?;
+        let groups = &self.inner.groups;
+        (node != groups.identity().node).then(|| (node, groups.peer(node, &address)))
+    }
+
+    /// Whether this node leads, with the leader's client address as a hint if another one does.
+    pub fn refusal(&self) -> Error {
+        if self.group().is_none() {
+            return Error::not_initialized();
+        }
+        Error::not_leader(self.leader_hint().map(|hint| (NodeId(hint.node.0), hint.client_address)))
     }
 
     /// The peer address of a member.
     pub fn member_address(&self, node: NodeId) -> Option<String> {
-        self.read(|state| state.member(quorate_state::NodeId(node.0)).map(|member| member.peer_address.clone()))
+        self.read(|state| state.member(quorate_state::NodeId(node.0)).map(|member| member.node.peer_address.clone()))
     }
 
     /// Sets who adds operations to the entries that this node forms as leader.
-    pub fn set_matcher(&self, matcher: Option<Box<dyn Matcher<Command>>>) {
+    pub fn set_matcher(&self, matcher: Option<Arc<dyn Matcher>>) {
         if let Ok(proposer) = self.proposer() {
             proposer.set_matcher(matcher);
         }
     }
 
-    /// Has an entry formed even if nothing is queued, by the matcher alone.
-    pub fn wake(&self) {
+    /// Has an entry formed even if nothing is queued, by the matcher alone. Cheap.
+    pub fn wake_matcher(&self) {
         if let Ok(proposer) = self.proposer() {
             proposer.wake();
         }
+    }
+
+    /// The log time now, on the leader; elsewhere the time that this replica has reached.
+    pub fn log_time(&self) -> LogTime {
+        self.proposer().map_or_else(|_| self.read(Control::time), |proposer| proposer.log_time())
     }
 
     /// Answers the operations that other nodes forward.

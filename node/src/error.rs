@@ -134,7 +134,7 @@ impl From<ProposeError> for Error {
             }
             ProposeError::Unknown => Error::unknown(),
             ProposeError::Stopped => Error::shutting_down(),
-            ProposeError::TooLarge { size, limit } => Error::too_large("the entry", limit, size),
+            ProposeError::TooLarge { bytes, limit } => Error::too_large("the entry", limit, bytes),
         }
     }
 }
@@ -158,7 +158,10 @@ impl From<PeerError> for Error {
         match error {
             PeerError::TimedOut => Error::unknown(),
             PeerError::ShuttingDown => Error::shutting_down(),
-            other => Error::new(ErrorReason::NoLeader, other.to_string()).retry_after(Duration::from_millis(100)),
+            PeerError::OtherCluster { .. } => Error::new(ErrorReason::OtherCluster, error),
+            // The connection may have broken after the request was sent.
+            PeerError::Unreachable { .. } => Error::new(ErrorReason::OutcomeUnknown, error),
+            PeerError::Refused { .. } => Error::new(ErrorReason::NoLeader, error),
         }
     }
 }
@@ -193,4 +196,34 @@ impl From<Error> for tonic::Status {
     fn from(error: Error) -> tonic::Status {
         quorate_api::ApiError::from(error).into()
     }
+}
+
+/// What a caller is told about a refusal of the replicated machine.
+fn rejection(reject: Reject) -> Error {
+    let reason = match &reject {
+        Reject::InvalidArgument { .. } | Reject::EntryFull | Reject::LimitReached { .. } => ErrorReason::InvalidArgument,
+        Reject::RequestExpired { .. } => ErrorReason::RequestExpired,
+        Reject::AlreadyInitialized => ErrorReason::AlreadyInitialized,
+        Reject::NotInitialized => ErrorReason::NotInitialized,
+        Reject::NodeNotFound { .. } => ErrorReason::NodeNotFound,
+        Reject::LastNode { .. } => ErrorReason::WouldBreakQuorum,
+        Reject::FewerReplicas { .. } => ErrorReason::FewerReplicas,
+        Reject::CollectionExists { .. } => ErrorReason::CollectionExists,
+        Reject::CollectionNotFound { .. } => ErrorReason::CollectionNotFound,
+        Reject::TaskNotFound { .. } => ErrorReason::TaskNotFound,
+        Reject::TaskFinished { .. } => ErrorReason::TaskFinished,
+        Reject::StaleToken { .. } => ErrorReason::StaleToken,
+        Reject::SessionNotFound { .. } => ErrorReason::SessionNotFound,
+        Reject::NodeLeaving { .. }
+        | Reject::StillHolding { .. }
+        | Reject::ShardNotFound { .. }
+        | Reject::ReplicaNotFound { .. }
+        | Reject::ReplicaRetiring { .. }
+        | Reject::ReplicaInUse { .. }
+        | Reject::LastReplica { .. } => ErrorReason::StaleRoute,
+        // Only a leader that proposes grants can meet these, and it handles them.
+        Reject::TaskNotReady { .. } | Reject::NoFreeSlot { .. } | Reject::RoleMissing { .. } => ErrorReason::Internal,
+    };
+    // The text of a refusal says by itself what to do next.
+    Error { reason, message: reject.to_string(), metadata: BTreeMap::new(), retry_after: None }
 }

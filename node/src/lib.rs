@@ -30,6 +30,7 @@ pub mod memory;
 pub mod metrics;
 pub mod peers;
 pub mod proposer;
+pub mod request;
 pub mod start;
 pub mod tasks;
 
@@ -42,4 +43,6 @@ pub use log_clock::{Clock, SystemClock};
 pub use metrics::Metrics;
 pub use peers::{CallHandler, Dispatch, Peers, StreamHandler};
 pub use proposer::{Matcher, Proposable, Proposer, Replies};
-pub use start::{Addresses, NodeHandle, StartError, start};
+#[cfg(feature = "rocksdb")]
+pub use start::start;
+pub use start::{Addresses, Node, NodeHandle, StartError};

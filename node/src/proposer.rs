@@ -33,7 +33,7 @@ use crate::log_clock::{Clock, LogClock};
 use crate::metrics::Metrics;
 
 /// A command that a proposer can put into entries.
-pub trait Proposable: Send + Sized + 'static {
+pub trait Proposable: Clone + Send + Sync + Sized + 'static {
     /// What apply answers to one operation.
     type Reply: Send + Sync + 'static;
     /// The value of the label `group` in metrics.
@@ -94,17 +94,18 @@ pub type Answer<C> = Result<Replies<C>, Error>;
 /// The log time that a group's machine has reached.
 pub type ReachedTime = Arc<dyn Fn() -> LogTime + Send + Sync>;
 
-/// Adds operations of the leader's own to entries as they are formed.
-pub trait Matcher<C: Proposable>: Send + 'static {
+/// Adds operations of the leader's own to entries as they are formed. Both methods are called by the proposer's task, in
+/// log order, and must not block.
+pub trait Matcher<C: Proposable = control::Command>: Send + Sync + 'static {
     /// An entry is being formed and holds `entry`, which is empty after a bare [`Proposer::wake`]. May push up to `room`
-    /// operations, behind what is there. Called by the proposer's task in log order; must not block.
-    fn fill(&mut self, entry: &mut Vec<Operation<C>>, room: usize);
+    /// operations, behind what is there.
+    fn fill(&self, entry: &mut Vec<Operation<C>>, room: usize);
 
     /// The fate of what a `fill` pushed: once for each fill that pushed anything, in the same order.
-    fn settled(&mut self, answer: Answer<C>);
+    fn settled(&self, pushed: &[Operation<C>], outcome: Result<&[Result<C::Reply, Reject>], &Error>);
 }
 
-type SharedMatcher<C> = Arc<Mutex<Box<dyn Matcher<C>>>>;
+type SharedMatcher<C> = Arc<dyn Matcher<C>>;
 
 struct Call<C: Proposable> {
     operations: Vec<Operation<C>>,
@@ -126,6 +127,7 @@ struct Shared<C: Proposable> {
     metrics: Arc<Metrics>,
     queue: Mutex<Queue<C>>,
     matcher: Mutex<Option<SharedMatcher<C>>>,
+    log_clock: Mutex<Option<LogClock>>,
     wake: Notify,
     stopped: AtomicBool,
 }
@@ -162,6 +164,7 @@ impl<C: Proposable> Proposer<C> {
             metrics,
             queue: Mutex::new(Queue { calls: VecDeque::new(), operations: 0, bytes: 0 }),
             matcher: Mutex::new(None),
+            log_clock: Mutex::new(None),
             wake: Notify::new(),
             stopped: AtomicBool::new(false),
         });
@@ -170,8 +173,10 @@ impl<C: Proposable> Proposer<C> {
     }
 
     /// Proposes the operations in one entry and waits for their replies. Dropping the future takes nothing back.
-    pub async fn propose(&self, operations: Vec<Operation<C>>) -> Answer<C> {
-        self.submit(operations)?.await.unwrap_or_else(|_| Err(Error::shutting_down()))
+    /// They are queued when this is called, not when the future is first polled.
+    pub fn propose(&self, operations: Vec<Operation<C>>) -> impl Future<Output = Answer<C>> + Send + 'static {
+        let queued = self.submit(operations);
+        async move { queued?.await.unwrap_or_else(|_| Err(Error::shutting_down())) }
     }
 
     /// Queues the operations at once, so that a caller's order is kept, and returns what resolves to their replies.
@@ -180,8 +185,8 @@ impl<C: Proposable> Proposer<C> {
     }
 
     /// Sets who adds operations to the entries, or nobody. What an earlier matcher pushed is settled with that one.
-    pub fn set_matcher(&self, matcher: Option<Box<dyn Matcher<C>>>) {
-        *self.shared.matcher.lock() = matcher.map(|matcher| Arc::new(Mutex::new(matcher)));
+    pub fn set_matcher(&self, matcher: Option<Arc<dyn Matcher<C>>>) {
+        *self.shared.matcher.lock() = matcher;
         self.wake();
     }
 
@@ -194,6 +199,11 @@ impl<C: Proposable> Proposer<C> {
     pub fn queued(&self) -> (usize, usize) {
         let queue = self.shared.queue.lock();
         (queue.operations, queue.bytes)
+    }
+
+    /// The log time that an entry formed now would be stamped with; before this node leads, the time reached.
+    pub fn log_time(&self) -> LogTime {
+        self.shared.log_clock.lock().as_mut().map_or_else(|| (self.shared.reached)(), LogClock::stamp)
     }
 
     /// The group.
@@ -293,7 +303,7 @@ impl<C: Proposable> Shared<C> {
 /// An entry under way: who is to be told.
 struct Flight<C: Proposable> {
     callers: Vec<(usize, oneshot::Sender<Answer<C>>)>,
-    matched: Option<(usize, SharedMatcher<C>)>,
+    matched: Option<(Vec<Operation<C>>, SharedMatcher<C>)>,
     since: Instant,
 }
 
@@ -302,8 +312,8 @@ impl<C: Proposable> Flight<C> {
         for (_, caller) in self.callers {
             let _ = caller.send(Err(error.clone()));
         }
-        if let Some((_, matcher)) = self.matched {
-            matcher.lock().settled(Err(error.clone()));
+        if let Some((pushed, matcher)) = self.matched {
+            matcher.settled(&pushed, Err(error));
         }
     }
 
@@ -313,14 +323,14 @@ impl<C: Proposable> Flight<C> {
             Err(error) => return self.fail(&error.into()),
         };
         let expected = self.callers.iter().map(|(count, _)| count).sum::<usize>()
-            + self.matched.as_ref().map_or(0, |(count, _)| *count);
+            + self.matched.as_ref().map_or(0, |(pushed, _)| pushed.len());
         let Some(mut replies) = replies.filter(|replies| replies.len() == expected) else {
             return self.fail(&Error::internal("the machine's replies do not fit the entry"));
         };
         metrics.entry_seconds.with_label_values(&[C::GROUP]).observe(self.since.elapsed().as_secs_f64());
-        if let Some((count, matcher)) = self.matched {
-            let matched = replies.split_off(replies.len() - count);
-            matcher.lock().settled(Ok(matched));
+        if let Some((pushed, matcher)) = self.matched {
+            let matched = replies.split_off(replies.len() - pushed.len());
+            matcher.settled(&pushed, Ok(&matched));
         }
         let mut replies = replies.into_iter();
         for (count, caller) in self.callers {
@@ -351,12 +361,13 @@ async fn run<C: Proposable>(shared: Arc<Shared<C>>) {
 
 /// Proposes until leadership is lost or the proposer is stopped, and answers everything that was in flight by then.
 async fn lead<C: Proposable>(shared: &Arc<Shared<C>>, leadership: &mut watch::Receiver<Leadership>) {
-    let mut clock = LogClock::new((shared.reached)(), shared.clock.clone(), shared.metrics.clone());
+    let clock = LogClock::new((shared.reached)(), shared.clock.clone(), shared.metrics.clone());
+    *shared.log_clock.lock() = Some(clock);
     let mut in_flight = InFlight::<C>::new();
     let metrics = &shared.metrics;
     loop {
         while in_flight.len() < ENTRIES_IN_FLIGHT {
-            let Some((entry, flight)) = form(shared, &mut clock) else { break };
+            let Some((entry, flight)) = form(shared) else { break };
             launch(shared, entry, flight, &mut in_flight).await;
         }
         tokio::select! {
@@ -371,6 +382,7 @@ async fn lead<C: Proposable>(shared: &Arc<Shared<C>>, leadership: &mut watch::Re
             break;
         }
     }
+    *shared.log_clock.lock() = None;
     shared.refuse_all();
     while let Some((flight, outcome)) = in_flight.next().await {
         flight.land(outcome, metrics);
@@ -378,7 +390,7 @@ async fn lead<C: Proposable>(shared: &Arc<Shared<C>>, leadership: &mut watch::Re
 }
 
 /// Makes an entry of what waits and what the matcher adds; `None` if there is nothing.
-fn form<C: Proposable>(shared: &Shared<C>, clock: &mut LogClock) -> Option<(Entry<C>, Flight<C>)> {
+fn form<C: Proposable>(shared: &Shared<C>) -> Option<(Entry<C>, Flight<C>)> {
     let calls = shared.take_entry();
     let mut operations = Vec::with_capacity(calls.iter().map(|call| call.operations.len()).sum());
     let mut callers = Vec::with_capacity(calls.len());
@@ -389,16 +401,17 @@ fn form<C: Proposable>(shared: &Shared<C>, clock: &mut LogClock) -> Option<(Entr
     let matched = shared.matcher.lock().clone().and_then(|matcher| {
         let before = operations.len();
         let room = (ENTRY_OPERATIONS - before).min(MATCHER_ROOM);
-        matcher.lock().fill(&mut operations, room);
+        matcher.fill(&mut operations, room);
         assert!(operations.len() <= before + room, "a matcher keeps to the room it is given");
-        (operations.len() > before).then(|| (operations.len() - before, matcher))
+        (operations.len() > before).then(|| (operations[before..].to_vec(), matcher))
     });
     if operations.is_empty() {
         return None;
     }
     shared.metrics.entries.with_label_values(&[C::GROUP]).inc();
     shared.metrics.entry_operations.with_label_values(&[C::GROUP]).observe(operations.len() as f64);
-    Some((Entry { time: clock.stamp(), operations }, Flight { callers, matched, since: Instant::now() }))
+    let time = shared.log_clock.lock().as_mut().map_or_else(|| (shared.reached)(), LogClock::stamp);
+    Some((Entry { time, operations }, Flight { callers, matched, since: Instant::now() }))
 }
 
 /// Encodes the entry and gives it its place in the log.

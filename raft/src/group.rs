@@ -4,15 +4,32 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use openraft::async_runtime::WatchReceiver as _;
+use openraft::errors::{ChangeMembershipError, ClientWriteError, ForwardToLeader, InitializeError, RaftError};
+use openraft::impls::OneshotResponder;
+use openraft::raft::ClientWriteResult;
+use openraft::{ChangeMembers, Instant as _, Raft};
+use parking_lot::RwLock;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
+use crate::apply::{Adapter, Applied};
+use crate::blocking::Blocking;
 use crate::ids::{GroupId, LogPosition, ReplicaId};
-use crate::machine::{Reply, StateStore};
-use crate::types::Member;
+use crate::machine::{Reply, StateStore, StateStores};
+use crate::log::GroupLogReader;
+use crate::proto;
+use crate::reads::Read;
+use crate::snapshot::Receiving;
+use crate::timers::Timers;
+use crate::transport::Links;
+use crate::types::{Member, Proposal, TC, position_of};
 
 /// A proposal that is on the disks of a majority and applied here.
 #[derive(Debug)]
@@ -54,6 +71,8 @@ pub struct GroupView {
     pub applied: u64,
     /// The last position known to be committed.
     pub committed: u64,
+    /// The last position that was purged from the local log.
+    pub purged: u64,
     /// How far each replica is known to have the log. Only on the leader.
     pub matched: BTreeMap<ReplicaId, u64>,
 }
@@ -123,59 +142,366 @@ pub enum MembershipError {
     Stopped,
 }
 
+/// A group that runs: what its tasks, the transport and [`Group`] share.
+pub(crate) struct Running {
+    pub(crate) id: GroupId,
+    pub(crate) replica: ReplicaId,
+    pub(crate) raft: Raft<TC, Adapter>,
+    pub(crate) applied: Arc<Applied>,
+    pub(crate) log: GroupLogReader,
+    pub(crate) states: Arc<dyn StateStores>,
+    pub(crate) links: Arc<Links>,
+    pub(crate) timers: Timers,
+    pub(crate) blocking: Blocking,
+    pub(crate) leadership: watch::Sender<Leadership>,
+    pub(crate) reads: mpsc::UnboundedSender<Read>,
+    /// A read waits for the next heartbeat.
+    pub(crate) hurry: Arc<AtomicBool>,
+    /// What has arrived of a snapshot.
+    pub(crate) receiving: tokio::sync::Mutex<Option<Receiving>>,
+    /// Ends the tasks of the group.
+    pub(crate) stop: CancellationToken,
+    /// Told when the database handles are gone. Taken by whoever stops the group.
+    pub(crate) released: parking_lot::Mutex<Option<oneshot::Receiver<()>>>,
+}
+
+impl Running {
+    /// Whether this replica is the leader, as openraft sees it now.
+    pub(crate) fn leads(&self) -> bool {
+        self.raft.is_leader()
+    }
+
+    pub(crate) fn view(&self) -> GroupView {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let position = |at: &Option<crate::types::LogId>| at.map_or(0, |at| at.index);
+        let matched = metrics.replication.iter().flatten();
+        GroupView {
+            term: metrics.current_term,
+            leader: metrics.current_leader.and_then(|leader| Some((leader, membership.get_node(&leader)?.clone()))),
+            voters: membership.voter_ids().collect(),
+            joint: membership.get_joint_config().len() > 1,
+            members: membership.nodes().map(|(replica, member)| (*replica, member.clone())).collect(),
+            last_position: metrics.last_log_index.unwrap_or(0),
+            applied: *self.applied.position.borrow(),
+            committed: position(&metrics.local_committed),
+            purged: position(&metrics.purged),
+            matched: matched.map(|(replica, at)| (*replica, position(at))).collect(),
+        }
+    }
+
+    /// Shuts the core down and waits until nothing holds the database any more.
+    pub(crate) async fn shut_down(&self) {
+        self.stop.cancel();
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::error!(group = %self.id, %error, "the core of the group had failed");
+        }
+        self.applied.close_store();
+        let released = self.released.lock().take();
+        if let Some(released) = released {
+            // An error is the news: the sender was dropped with the last holder.
+            let _ = released.await;
+        }
+        self.leadership.send_replace(Leadership::default());
+    }
+}
+
+/// Follows openraft and the machine, and says when leadership changes, until the group stops.
+pub(crate) async fn run_leadership(group: Arc<Running>) {
+    let mut server = group.raft.server_metrics();
+    let mut applied = group.applied.leader.subscribe();
+    loop {
+        let now = {
+            let server = server.borrow_and_update();
+            let applied = *applied.borrow_and_update();
+            let leader_id = server.vote.leader_id;
+            let member = |leader: &ReplicaId| server.membership_config.membership().get_node(leader).cloned();
+            let leader = server.current_leader.filter(|_| server.vote.committed);
+            Leadership {
+                term: leader_id.term,
+                leader: leader.and_then(|leader| Some((leader, member(&leader)?))),
+                mine: server.state.is_leader() && server.vote.committed && applied == Some(leader_id),
+            }
+        };
+        group.leadership.send_if_modified(|leadership| {
+            let changed = *leadership != now;
+            *leadership = now;
+            changed
+        });
+        let ended = tokio::select! {
+            changed = server.changed() => changed.is_err(),
+            changed = applied.changed() => changed.is_err(),
+        };
+        if ended {
+            // The core has stopped, wanted or not: nobody here leads any more.
+            group.leadership.send_replace(Leadership::default());
+            return;
+        }
+    }
+}
+
+/// The groups that run on this node.
+#[derive(Default)]
+pub(crate) struct Directory {
+    groups: RwLock<BTreeMap<GroupId, Arc<Running>>>,
+}
+
+impl Directory {
+    pub(crate) fn get(&self, group: GroupId) -> Option<Arc<Running>> {
+        self.groups.read().get(&group).cloned()
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Running>> {
+        self.groups.read().values().cloned().collect()
+    }
+
+    pub(crate) fn insert(&self, running: Arc<Running>) {
+        self.groups.write().insert(running.id, running);
+    }
+
+    pub(crate) fn remove(&self, group: GroupId) -> Option<Arc<Running>> {
+        self.groups.write().remove(&group)
+    }
+
+    /// The group that a message is for, if its replica is the one that is here.
+    pub(crate) fn route(&self, route: Option<&proto::Route>) -> Result<Arc<Running>, String> {
+        let route = route.ok_or("a message without a route")?;
+        let id = GroupId(route.group);
+        match self.groups.read().get(&id) {
+            None => Err(format!("group {id} does not run here")),
+            Some(group) if group.replica != route.to => {
+                Err(format!("group {id} has replica {:016x} here, not {:016x}", group.replica, route.to))
+            }
+            Some(group) => Ok(group.clone()),
+        }
+    }
+}
+
 /// A proposal that has its place in the order and waits to be committed and applied. Dropping it changes nothing
 /// about the proposal.
-pub struct Pending {}
+pub struct Pending {
+    group: Group,
+    outcome: oneshot::Receiver<ClientWriteResult<TC>>,
+}
 
 impl Future for Pending {
     type Output = Result<Committed, ProposeError>;
-    fn poll(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Self::Output> { unimplemented!() }
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.outcome).poll(cx).map(|outcome| match outcome {
+            Ok(Ok(written)) => Ok(Committed { at: position_of(&written.log_id), reply: written.data }),
+            Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {
+                Err(ProposeError::NotLeader { leader: self.group.leader_of(forward) })
+            }
+            // The entry was in the log, or the core stopped with it in hand.
+            Ok(Err(_)) | Err(_) => Err(ProposeError::Unknown),
+        })
+    }
 }
 
 /// A group that runs on this node. Cheap to clone.
 #[derive(Clone)]
-pub struct Group {}
+pub struct Group {
+    running: Arc<Running>,
+}
 
 impl Group {
     /// The largest payload of a proposal, in bytes.
     pub const MAX_PAYLOAD: usize = 8 << 20;
 
+    pub(crate) fn new(running: Arc<Running>) -> Self {
+        Group { running }
+    }
+
     /// The group.
-    pub fn id(&self) -> GroupId { unimplemented!() }
+    pub fn id(&self) -> GroupId {
+        self.running.id
+    }
+
     /// This node's replica of it.
-    pub fn replica(&self) -> ReplicaId { unimplemented!() }
+    pub fn replica(&self) -> ReplicaId {
+        self.running.replica
+    }
+
     /// Proposes, and waits until the proposal is committed and applied here.
-    pub async fn propose(&self, payload: Bytes) -> Result<Committed, ProposeError> { unimplemented!() }
+    pub async fn propose(&self, payload: Bytes) -> Result<Committed, ProposeError> {
+        self.submit(payload).await?.await
+    }
+
     /// Takes a place in the log order for the proposal and returns what to wait on, so that one caller can have many
     /// under way: the order in which calls of `submit` return is the order in the log. Waits only when the group's
     /// queue is full.
-    pub async fn submit(&self, payload: Bytes) -> Result<Pending, ProposeError> { unimplemented!() }
+    pub async fn submit(&self, payload: Bytes) -> Result<Pending, ProposeError> {
+        if payload.len() > Self::MAX_PAYLOAD {
+            return Err(ProposeError::TooLarge { bytes: payload.len(), limit: Self::MAX_PAYLOAD });
+        }
+        let (responder, outcome) = OneshotResponder::new_pair();
+        let submitted = self.running.raft.client_write_ff(Proposal(payload), Some(responder));
+        submitted.await.map_err(|_| ProposeError::Stopped)?;
+        Ok(Pending { group: self.clone(), outcome })
+    }
+
     /// Who leads, and changes of it.
-    pub fn leadership(&self) -> watch::Receiver<Leadership> { unimplemented!() }
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.running.leadership.subscribe()
+    }
+
     /// Whether this replica leads and a quorum has acknowledged it within the lease.
-    pub fn lease_valid(&self) -> bool { unimplemented!() }
+    pub fn lease_valid(&self) -> bool {
+        let metrics = self.running.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let lease = Duration::from_millis(self.running.timers.election_max_ms);
+        let alone = metrics.membership_config.membership().voter_ids().eq([self.running.replica]);
+        let acked = metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() < lease);
+        metrics.state.is_leader() && (alone || acked)
+    }
+
     /// A position such that a replica that has applied it sees everything acknowledged before this call. The leader
     /// confirms itself with a quorum, never by its lease; other replicas ask the leader. Calls at the same time share
     /// one round.
-    pub async fn read_position(&self, timeout: Duration) -> Result<u64, ReadError> { unimplemented!() }
+    pub async fn read_position(&self, timeout: Duration) -> Result<u64, ReadError> {
+        let deadline = Instant::now() + timeout;
+        let mut leadership = self.leadership();
+        loop {
+            let asked = tokio::time::timeout_at(deadline, self.ask_position(false)).await;
+            match asked.unwrap_or(Err(ReadError::TimedOut)) {
+                Err(ReadError::NoLeader) if Instant::now() < deadline => {}
+                other => return other,
+            }
+            // An election takes a few heartbeats; nothing is gained by asking faster.
+            let pause = Duration::from_millis(self.running.timers.heartbeat_ms / 2);
+            let wake = (Instant::now() + pause).min(deadline);
+            let _ = tokio::time::timeout_at(wake, leadership.changed()).await;
+        }
+    }
+
+    /// One round, here or at the leader.
+    pub(crate) async fn ask_position(&self, here_only: bool) -> Result<u64, ReadError> {
+        let (reply, position) = oneshot::channel();
+        self.running.reads.send(Read { here_only, reply }).map_err(|_| ReadError::Stopped)?;
+        position.await.map_err(|_| ReadError::Stopped)?
+    }
+
     /// Waits until `position` is applied here.
-    pub async fn wait_applied(&self, position: u64, timeout: Duration) -> Result<(), ReadError> { unimplemented!() }
+    pub async fn wait_applied(&self, position: u64, timeout: Duration) -> Result<(), ReadError> {
+        let mut applied = self.running.applied.position.subscribe();
+        tokio::select! {
+            waited = tokio::time::timeout(timeout, applied.wait_for(|applied| *applied >= position)) => match waited {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(_)) => Err(ReadError::Stopped),
+                Err(_) => Err(ReadError::TimedOut),
+            },
+            () = self.running.stop.cancelled() => Err(ReadError::Stopped),
+        }
+    }
+
     /// The last position applied here.
-    pub fn applied(&self) -> u64 { unimplemented!() }
+    pub fn applied(&self) -> u64 {
+        *self.running.applied.position.borrow()
+    }
+
     /// Makes a pristine group of these voters. Refused on a group that has a log.
-    pub async fn initialize(&self, members: BTreeMap<ReplicaId, Member>) -> Result<(), MembershipError> { unimplemented!() }
+    pub async fn initialize(&self, members: BTreeMap<ReplicaId, Member>) -> Result<(), MembershipError> {
+        match self.running.raft.initialize(members).await {
+            Ok(()) => Ok(()),
+            Err(RaftError::APIError(InitializeError::NotAllowed(error))) => {
+                Err(MembershipError::Refused { reason: format!("the group has been made already: {error}") })
+            }
+            Err(RaftError::APIError(error)) => Err(MembershipError::Refused { reason: error.to_string() }),
+            Err(RaftError::Fatal(_)) => Err(MembershipError::Stopped),
+        }
+    }
+
     /// Adds a replica that receives the log and does not vote; returns when that is committed, not when it has
-    /// caught up. Adding it again updates its address.
-    pub async fn add_learner(&self, replica: ReplicaId, member: Member) -> Result<(), MembershipError> { unimplemented!() }
+    /// caught up. Adding it again with another address changes the address.
+    pub async fn add_learner(&self, replica: ReplicaId, member: Member) -> Result<(), MembershipError> {
+        let known = self.status().members.get(&replica).cloned();
+        match known {
+            Some(known) if known == member => Ok(()),
+            Some(known) if known.node != member.node => Err(MembershipError::Refused {
+                reason: format!("replica {replica:016x} is on node {}, and a replica never moves", known.node),
+            }),
+            // The replica stays on its node, only the label of the address changes, so the two never coexist.
+            Some(_) => self.change(ChangeMembers::SetNodes(BTreeMap::from([(replica, member)])), true).await,
+            None => self.change(ChangeMembers::AddNodes(BTreeMap::from([(replica, member)])), true).await,
+        }
+    }
+
     /// Makes exactly these members the voters, through joint consensus, both steps. Calling it again finishes a joint
-    /// membership that was left behind.
-    pub async fn change_voters(&self, voters: BTreeSet<ReplicaId>, keep_as_learners: bool) -> Result<(), MembershipError> { unimplemented!() }
+    /// membership that was left behind. Voters that are dropped stay as learners if `keep_as_learners`.
+    pub async fn change_voters(
+        &self,
+        voters: BTreeSet<ReplicaId>,
+        keep_as_learners: bool,
+    ) -> Result<(), MembershipError> {
+        self.change(ChangeMembers::ReplaceAllVoters(voters), keep_as_learners).await
+    }
+
     /// Removes learners.
-    pub async fn remove_learners(&self, replicas: BTreeSet<ReplicaId>) -> Result<(), MembershipError> { unimplemented!() }
+    pub async fn remove_learners(&self, replicas: BTreeSet<ReplicaId>) -> Result<(), MembershipError> {
+        self.change(ChangeMembers::RemoveNodes(replicas), true).await
+    }
+
+    async fn change(&self, change: ChangeMembers<ReplicaId, Member>, retain: bool) -> Result<(), MembershipError> {
+        let changed = self.running.raft.change_membership(change, retain).await;
+        let Err(error) = changed else { return Ok(()) };
+        Err(match error {
+            RaftError::Fatal(_) => MembershipError::Stopped,
+            RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+                MembershipError::NotLeader { leader: self.leader_of(forward) }
+            }
+            RaftError::APIError(ClientWriteError::ChangeMembershipError(
+                ChangeMembershipError::InProgress(_) | ChangeMembershipError::UncommittedLeaderLog(_),
+            )) => MembershipError::Busy,
+            RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => {
+                MembershipError::Refused { reason: error.to_string() }
+            }
+            RaftError::APIError(ClientWriteError::LogEntryDiscarded(_) | ClientWriteError::PreconditionFailed(_)) => {
+                MembershipError::Unknown
+            }
+        })
+    }
+
     /// Hands leadership to a voter; returns when another replica leads.
-    pub async fn transfer_leader(&self, to: ReplicaId) -> Result<(), MembershipError> { unimplemented!() }
+    pub async fn transfer_leader(&self, to: ReplicaId) -> Result<(), MembershipError> {
+        let view = self.status();
+        if !view.voters.contains(&to) {
+            return Err(MembershipError::Refused { reason: format!("replica {to:016x} is not a voter") });
+        }
+        if !self.running.leads() {
+            return Err(MembershipError::NotLeader { leader: view.leader });
+        }
+        if to == self.running.replica {
+            return Ok(());
+        }
+        let mut leadership = self.leadership();
+        self.running.raft.trigger().transfer_leader(to).await.map_err(|_| MembershipError::Stopped)?;
+        let here = self.running.replica;
+        let patience = Duration::from_millis(4 * self.running.timers.election_max_ms);
+        let moved = leadership.wait_for(|now| now.leader.as_ref().is_some_and(|(leader, _)| *leader != here));
+        match tokio::time::timeout(patience, moved).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(MembershipError::Stopped),
+            Err(_) => Err(MembershipError::Unknown),
+        }
+    }
+
     /// The group as this replica sees it.
-    pub fn status(&self) -> GroupView { unimplemented!() }
+    pub fn status(&self) -> GroupView {
+        self.running.view()
+    }
+
     /// The current state store. A snapshot replaces it, so fetch it for each use and do not keep it.
-    pub fn store(&self) -> Arc<dyn StateStore> { unimplemented!() }
+    pub fn store(&self) -> Arc<dyn StateStore> {
+        self.running.applied.store.read().clone()
+    }
+
+    /// What openraft knows of the leader, or else what this replica does.
+    fn leader_of(&self, forward: ForwardToLeader<TC>) -> Option<(ReplicaId, Member)> {
+        match (forward.leader_id, forward.leader_node) {
+            (Some(leader), Some(member)) => Some((leader, member)),
+            _ => self.running.leadership.borrow().leader.clone().filter(|(leader, _)| *leader != self.running.replica),
+        }
+    }
 }

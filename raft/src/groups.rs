@@ -4,17 +4,24 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use futures::Stream;
+use futures::{Stream, StreamExt as _};
+use parking_lot::{Mutex, RwLock};
+use tokio::runtime::{Handle, Runtime};
+use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::blocking::Blocking;
 use crate::engine::LogEngine;
-use crate::group::Group;
+use crate::group::{Directory, Group};
 use crate::identity::{Identity, IdentityError};
 use crate::ids::{ClusterId, GroupId, NodeId, ReplicaId};
-use crate::log::WriterMode;
+use crate::log::{LogConfig, LogError, LogStore, WriterMode};
 use crate::machine::{Machine, StateStores};
+use crate::metrics::{GroupCollector, TransportMetrics};
+use crate::snapshot::CheckpointDirs;
+use crate::start;
 use crate::timers::Timers;
-use crate::transport::{BoxIo, Connector, Peer, PeerHandler};
+use crate::transport::{BoxIo, Connector, Hellos, Links, Peer, PeerHandler, PeerService, prepare, serve_peers};
 
 /// What a node says about itself and how its groups are to behave.
 #[derive(Debug, Clone)]
@@ -76,6 +83,25 @@ pub struct Seams {
     pub writer: WriterMode,
 }
 
+#[cfg(feature = "rocksdb")]
+impl Seams {
+    /// The parts of a real node: RocksDB below the data directory, TCP, and a thread for the log writer.
+    pub fn durable(data_dir: &std::path::Path) -> Result<Seams, OpenError> {
+        let failed = |what: &str| {
+            let what = what.to_owned();
+            move |source| OpenError::Io { what, source }
+        };
+        let log = crate::rocks::RocksLog::open(&data_dir.join("log")).map_err(failed("log database"))?;
+        let states = crate::rocks::RocksStates::open(&data_dir.join("state")).map_err(failed("state databases"))?;
+        Ok(Seams {
+            log: Arc::new(log),
+            states: Arc::new(states),
+            connector: Arc::new(crate::transport::TcpConnector),
+            writer: WriterMode::Thread,
+        })
+    }
+}
+
 /// Why the groups of a node, or one of them, cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -87,16 +113,9 @@ pub enum OpenError {
         /// What the system said.
         source: io::Error,
     },
-    /// The stored log belongs to another replica. A replica id is never reused, and a log never changes hands.
-    #[error("the log of group {group} belongs to replica {found:016x}, not to {wanted:016x}; destroy the group here before a new replica takes its place")]
-    OtherReplica {
-        /// The group.
-        group: GroupId,
-        /// The replica that owns the log.
-        found: ReplicaId,
-        /// The replica to start.
-        wanted: ReplicaId,
-    },
+    /// The log cannot be used, for example because it belongs to another replica.
+    #[error(transparent)]
+    Log(#[from] LogError),
     /// The group runs already.
     #[error("group {group} runs already on this node")]
     AlreadyStarted {
@@ -121,51 +140,254 @@ pub enum OpenError {
 
 /// All groups of this node: one log writer, one set of peer connections, one runtime. Cheap to clone.
 #[derive(Clone)]
-pub struct Groups {}
+pub struct Groups {
+    inner: Arc<Inner>,
+}
+
+/// What the clones of [`Groups`] share.
+pub(crate) struct Inner {
+    pub(crate) config: GroupsConfig,
+    pub(crate) log: LogStore,
+    pub(crate) states: Arc<dyn StateStores>,
+    pub(crate) links: Arc<Links>,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) dirs: CheckpointDirs,
+    pub(crate) blocking: Blocking,
+    pub(crate) runtime: Handle,
+    hellos: Arc<Hellos>,
+    service: PeerService,
+    /// Starts and stops of groups, one at a time.
+    changes: tokio::sync::Mutex<()>,
+    stop: CancellationToken,
+    owned: Mutex<Option<Runtime>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(runtime) = self.owned.lock().take() {
+            // Waiting is not allowed here: this may be a thread of a runtime.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// A runtime of named threads for Raft alone.
+fn build_runtime(threads: usize) -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name("raft")
+        .enable_all()
+        .build()
+}
 
 impl Groups {
     /// Opens the log database and starts the log writer. Must be called on a tokio runtime, which is then the one
     /// that [`PeerHandler`] runs on.
-    pub async fn open(config: GroupsConfig, seams: Seams) -> Result<Groups, OpenError> { unimplemented!() }
+    pub async fn open(config: GroupsConfig, seams: Seams) -> Result<Groups, OpenError> {
+        check_settings(&config)?;
+        let failed = |what: &str, source| OpenError::Io { what: what.to_owned(), source };
+        let node = Handle::current();
+        let owned = config.threads.map(build_runtime).transpose().map_err(|source| failed("threads", source))?;
+        let runtime = owned.as_ref().map_or_else(|| node.clone(), |owned| owned.handle().clone());
+        let blocking = if owned.is_some() { Blocking::Pool } else { Blocking::InPlace };
+        let dirs = CheckpointDirs::open(config.data_dir.join("checkpoints"));
+        let dirs = dirs.map_err(|source| failed("directory of checkpoints", source))?;
+        let log = {
+            let _entered = runtime.enter();
+            LogStore::open(seams.log, seams.writer, LogConfig::default())?
+        };
+        let hellos = Arc::new(Hellos::new(config.identity.clone()));
+        let metrics = TransportMetrics::new();
+        let links = Links::new(hellos.clone(), seams.connector, runtime.clone(), metrics.clone());
+        let directory = Arc::new(Directory::default());
+        register(&config.registry, &log, &metrics, &directory)?;
+        let service =
+            PeerService { hellos: hellos.clone(), groups: directory.clone(), handler: Arc::new(RwLock::new(None)), node };
+        let inner = Inner {
+            config,
+            log,
+            states: seams.states,
+            links: Arc::new(links),
+            directory,
+            dirs,
+            blocking,
+            runtime,
+            hellos,
+            service,
+            changes: tokio::sync::Mutex::default(),
+            stop: CancellationToken::new(),
+            owned: Mutex::new(owned),
+        };
+        Ok(Groups { inner: Arc::new(inner) })
+    }
+
     /// Who this node is.
-    pub fn identity(&self) -> Identity { unimplemented!() }
+    pub fn identity(&self) -> Identity {
+        self.inner.hellos.identity()
+    }
+
     /// Makes the node a member of a cluster, durably. Until then every message between peers is refused.
-    pub fn adopt_cluster(&self, cluster: ClusterId) -> Result<(), IdentityError> { unimplemented!() }
+    pub fn adopt_cluster(&self, cluster: ClusterId) -> Result<(), IdentityError> {
+        self.inner.hellos.adopt_cluster(cluster)
+    }
+
     /// Sets who answers the frames that nodes send each other through [`Peer`].
-    pub fn set_handler(&self, handler: Arc<dyn PeerHandler>) { unimplemented!() }
-    /// Serves peers on a socket until `stop` is cancelled.
-    pub async fn serve(&self, listener: tokio::net::TcpListener, stop: CancellationToken) -> io::Result<()> { unimplemented!() }
-    /// Serves peers on any stream of connections until it ends or `stop` is cancelled.
+    pub fn set_handler(&self, handler: Arc<dyn PeerHandler>) {
+        *self.inner.service.handler.write() = Some(handler);
+    }
+
+    /// Serves peers on a socket until `stop` is cancelled or the node shuts down.
+    pub async fn serve(&self, listener: tokio::net::TcpListener, stop: CancellationToken) -> io::Result<()> {
+        // The socket must be known to the runtime that serves it.
+        let listener = listener.into_std()?;
+        let listener = {
+            let _entered = self.inner.runtime.enter();
+            tokio::net::TcpListener::from_std(listener)?
+        };
+        let incoming = TcpListenerStream::new(listener).map(|accepted| {
+            let stream = accepted?;
+            prepare(&stream)?;
+            Ok(Box::new(stream) as BoxIo)
+        });
+        self.serve_incoming(incoming, stop).await
+    }
+
+    /// Serves peers on any stream of connections until it ends, `stop` is cancelled or the node shuts down.
     pub async fn serve_incoming(
         &self,
         incoming: impl Stream<Item = io::Result<BoxIo>> + Send + 'static,
         stop: CancellationToken,
-    ) -> io::Result<()> { unimplemented!() }
+    ) -> io::Result<()> {
+        let (service, node) = (self.inner.service.clone(), self.inner.stop.clone());
+        let serving = self.inner.runtime.spawn(async move {
+            tokio::select! {
+                served = serve_peers(service, incoming) => served,
+                () = stop.cancelled() => Ok(()),
+                () = node.cancelled() => Ok(()),
+            }
+        });
+        match serving.await {
+            Ok(served) => served,
+            // The runtime of Raft has ended, and the server with it.
+            Err(error) if error.is_cancelled() => Ok(()),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
+
     /// Starts a group with the timers of [`GroupsConfig`].
     pub async fn start_group(
         &self,
         group: GroupId,
         replica: ReplicaId,
         machine: Box<dyn Machine>,
-    ) -> Result<Group, OpenError> { unimplemented!() }
+    ) -> Result<Group, OpenError> {
+        self.start_group_with(group, replica, machine, GroupConfig::default()).await
+    }
+
     /// Starts a group: loads the machine from the state store, then openraft replays the committed log above it.
+    /// Refused when the stored log belongs to another replica.
     pub async fn start_group_with(
         &self,
         group: GroupId,
         replica: ReplicaId,
         machine: Box<dyn Machine>,
         config: GroupConfig,
-    ) -> Result<Group, OpenError> { unimplemented!() }
+    ) -> Result<Group, OpenError> {
+        let _one_at_a_time = self.inner.changes.lock().await;
+        if self.inner.directory.get(group).is_some() {
+            return Err(OpenError::AlreadyStarted { group });
+        }
+        let inner = self.inner.clone();
+        let started = self.inner.runtime.spawn(async move { start::start(&inner, group, replica, machine, config).await });
+        let running = started.await.map_err(|error| OpenError::Unusable { group, reason: error.to_string() })??;
+        Ok(Group::new(running))
+    }
+
     /// A group that runs.
-    pub fn group(&self, group: GroupId) -> Option<Group> { unimplemented!() }
+    pub fn group(&self, group: GroupId) -> Option<Group> {
+        self.inner.directory.get(group).map(Group::new)
+    }
+
     /// The groups, with the replica that owns each, that have something stored here: what to start after a restart.
-    pub fn stored_groups(&self) -> Result<Vec<(GroupId, ReplicaId)>, OpenError> { unimplemented!() }
+    pub fn stored_groups(&self) -> Result<Vec<(GroupId, ReplicaId)>, OpenError> {
+        Ok(self.inner.log.stored()?)
+    }
+
     /// Stops a group and waits until it has let go of its databases. Does nothing if it does not run.
-    pub async fn stop_group(&self, group: GroupId) { unimplemented!() }
+    pub async fn stop_group(&self, group: GroupId) {
+        let _one_at_a_time = self.inner.changes.lock().await;
+        self.inner.stop_group(group).await;
+    }
+
     /// Stops a group and deletes its log and state: for a replica that was removed.
-    pub async fn destroy_group(&self, group: GroupId) -> Result<(), OpenError> { unimplemented!() }
+    pub async fn destroy_group(&self, group: GroupId) -> Result<(), OpenError> {
+        let _one_at_a_time = self.inner.changes.lock().await;
+        self.inner.stop_group(group).await;
+        // The state first: a log without its state is a replica that replays, the reverse would be one that forgot.
+        let states = self.inner.states.clone();
+        let destroyed = self.inner.on_runtime(async move |blocking| blocking.run(move || states.destroy(group)).await);
+        destroyed.await.map_err(|source| OpenError::Io { what: format!("state of group {group}"), source })?;
+        Ok(self.inner.log.destroy(group).await?)
+    }
+
     /// A handle on another node. Connections are cached and made when they are needed.
-    pub fn peer(&self, node: NodeId, address: &str) -> Peer { unimplemented!() }
-    /// Stops all groups, the server and the log writer.
-    pub async fn shutdown(&self) { unimplemented!() }
+    pub fn peer(&self, node: NodeId, address: &str) -> Peer {
+        Peer::new(self.inner.links.link(node, address), self.inner.runtime.clone())
+    }
+
+    /// Stops all groups, the server and the log writer. What was acknowledged is on disk, as it always is.
+    pub async fn shutdown(&self) {
+        let _one_at_a_time = self.inner.changes.lock().await;
+        self.inner.stop.cancel();
+        for group in self.inner.directory.all() {
+            self.inner.stop_group(group.id).await;
+        }
+        self.inner.links.close();
+        self.inner.log.shutdown().await;
+    }
+}
+
+impl Inner {
+    async fn stop_group(&self, group: GroupId) {
+        if let Some(running) = self.directory.remove(group) {
+            running.shut_down().await;
+        }
+    }
+
+    /// Runs blocking work from Raft's runtime, so that its threads are named for it.
+    async fn on_runtime<T: Send + 'static, F: Future<Output = io::Result<T>> + Send + 'static>(
+        &self,
+        work: impl FnOnce(Blocking) -> F,
+    ) -> io::Result<T> {
+        self.runtime.spawn(work(self.blocking)).await.map_err(io::Error::other)?
+    }
+}
+
+fn check_settings(config: &GroupsConfig) -> Result<(), OpenError> {
+    let settings = |reason: String| Err(OpenError::Settings { reason });
+    if !config.timers.is_sane() {
+        return settings(format!("{:?}: the election times must be at least twice the heartbeat and apart", config.timers));
+    }
+    if config.snapshot_log_bytes == 0 || config.snapshot_bytes_per_s == 0 {
+        return settings("snapshot_log_bytes and snapshot_bytes_per_s must not be 0".to_owned());
+    }
+    if config.threads == Some(0) {
+        return settings("threads must not be 0".to_owned());
+    }
+    Ok(())
+}
+
+fn register(
+    registry: &prometheus::Registry,
+    log: &LogStore,
+    transport: &TransportMetrics,
+    directory: &Arc<Directory>,
+) -> Result<(), OpenError> {
+    let all = || {
+        log.metrics().register(registry)?;
+        transport.register(registry)?;
+        registry.register(Box::new(GroupCollector::new(directory)))
+    };
+    all().map_err(|error| OpenError::Settings { reason: format!("the registry of metrics is not ours alone: {error}") })
 }

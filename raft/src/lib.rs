@@ -35,21 +35,28 @@ pub mod memory;
 #[cfg(feature = "rocksdb")]
 pub mod rocks;
 
+mod apply;
+mod blocking;
 mod group;
 mod groups;
 mod identity;
-pub mod log;
+mod metrics;
+mod proto;
+mod purge;
+mod reads;
+mod snapshot;
+mod start;
 mod timers;
 mod transport;
-mod types;
-mod types;
+pub mod types;
 
 pub use engine::{LogChange, LogEngine, MarkKind};
 pub use group::{Committed, Group, GroupView, Leadership, MembershipError, Pending, ProposeError, ReadError};
 pub use groups::{GroupConfig, Groups, GroupsConfig, OpenError, Seams};
 pub use identity::{Identity, IdentityError};
 pub use ids::{ClusterId, GroupId, LogPosition, NodeId, ReplicaId};
+pub use log::{LogError, TaskHooks, WriterMode};
 pub use machine::{Fault, Machine, Reply, RowBatch, RowVisitor, StateStore, StateStores, Table};
 pub use timers::Timers;
-pub use types::Member;
 pub use transport::{BoxIo, Connector, Io, Peer, PeerError, PeerHandler, TcpConnector};
+pub use types::Member;

@@ -74,6 +74,19 @@ impl ApiError {
         self
     }
 
+    /// The error that a node put into the status; `None` for a status of anybody else (the transport, a proxy).
+    #[must_use]
+    pub fn carried_by(status: &Status) -> Option<Self> {
+        let details = status.get_error_details();
+        let info = details.error_info().filter(|info| info.domain == DOMAIN)?;
+        Some(Self {
+            reason: ErrorReason::from_name(&info.reason).unwrap_or_default(),
+            message: status.message().to_owned(),
+            metadata: info.metadata.clone().into_iter().collect(),
+            retry_after: details.retry_info().and_then(|info| info.retry_delay),
+        })
+    }
+
     /// The gRPC code of the reason.
     #[must_use]
     pub fn code(&self) -> Code {
@@ -214,20 +227,11 @@ impl From<&Status> for ApiError {
     /// A status of our domain comes back as the error that was sent. Any other one (of the transport, of a proxy) gets
     /// the reason that is safe to act on: what may have reached a node has an unknown outcome.
     fn from(status: &Status) -> Self {
-        let details = status.get_error_details();
-        let retry_after = details.retry_info().and_then(|info| info.retry_delay);
-        match details.error_info() {
-            Some(info) if info.domain == DOMAIN => Self {
-                reason: ErrorReason::from_name(&info.reason).unwrap_or_default(),
-                message: status.message().to_owned(),
-                metadata: info.metadata.clone().into_iter().collect(),
-                retry_after,
-            },
-            _ => Self {
-                retry_after,
-                ..Self::new(reason_of_foreign(status.code()), format!("{:?}: {}", status.code(), status.message()))
-            },
-        }
+        Self::carried_by(status).unwrap_or_else(|| {
+            let what = format!("{:?}: {}", status.code(), status.message());
+            let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
+            Self { retry_after, ..Self::new(reason_of_foreign(status.code()), what) }
+        })
     }
 }
 
@@ -239,9 +243,14 @@ impl From<Status> for ApiError {
 
 fn reason_of_foreign(code: Code) -> ErrorReason {
     match code {
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::Aborted => {
-            ErrorReason::OutcomeUnknown
-        }
+        // HTTP/2 resets of a node that goes away come as `Internal` too.
+        Code::Unavailable
+        | Code::DeadlineExceeded
+        | Code::Cancelled
+        | Code::Unknown
+        | Code::Aborted
+        | Code::Internal
+        | Code::DataLoss => ErrorReason::OutcomeUnknown,
         Code::InvalidArgument | Code::FailedPrecondition => ErrorReason::InvalidArgument,
         // tonic answers a message above the size limit so.
         Code::OutOfRange => ErrorReason::TooLarge,
@@ -352,7 +361,7 @@ mod tests {
 
     #[test]
     fn a_foreign_status_is_never_called_a_failure_it_may_not_be() {
-        for code in [Code::Unavailable, Code::DeadlineExceeded, Code::Cancelled, Code::Unknown] {
+        for code in [Code::Unavailable, Code::DeadlineExceeded, Code::Cancelled, Code::Unknown, Code::Internal] {
             let error = ApiError::from(Status::new(code, "connection reset"));
             assert_eq!(error.reason, ErrorReason::OutcomeUnknown);
             assert!(error.message.contains("connection reset"), "{}", error.message);

@@ -16,7 +16,12 @@ pub mod limits;
 pub use errors::{ApiError, DOMAIN};
 
 /// Messages, clients and servers of the protobuf package `quorate.v1`. Fields of type `bytes` are [`bytes::Bytes`].
-#[expect(missing_docs, reason = "generated; the .proto files are the documentation")]
+#[expect(
+    missing_docs,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated; the .proto files are the documentation"
+)]
 pub mod v1 {
     tonic::include_proto!("quorate.v1");
 }

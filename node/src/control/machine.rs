@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use quorate_raft::{Fault, LogPosition, Machine, Reply, RowBatch, StateStore};
-use quorate_state::control::{Command, Control, Effect, TABLES};
+use quorate_state::control::{Command, Control, Effect, Loader};
 use quorate_state::{Entry, Position, codec};
 
 use super::{Applied, Shared};
@@ -20,8 +20,9 @@ impl ControlMachine {
         ControlMachine { shared, effects: Vec::new() }
     }
 
-    fn tell(&self, applied: &Applied) {
-        self.shared.subscribers.lock().retain(|subscriber| subscriber.send(applied.clone()).is_ok());
+    fn tell(&self, applied: Applied) {
+        // Nobody may be listening.
+        let _ = self.shared.effects.send(applied);
     }
 }
 
@@ -40,27 +41,38 @@ impl Machine for ControlMachine {
 
     fn applied(&mut self, at: LogPosition) {
         if !self.effects.is_empty() {
-            let effects = Arc::new(std::mem::take(&mut self.effects));
-            self.tell(&Applied::Effects { at: at.position, effects });
+            let effects: Arc<[Effect]> = std::mem::take(&mut self.effects).into();
+            if effects.iter().any(|effect| matches!(effect, Effect::MembersChanged | Effect::ShardMapChanged)) {
+                self.shared.map.send_replace(at.position);
+            }
+            self.tell(Applied { at: Position(at.position), effects, reloaded: false });
         }
         self.shared.applied.send_replace(at.position);
     }
 
     fn load(&mut self, store: Arc<dyn StateStore>, at: Option<LogPosition>) -> Result<(), Fault> {
-        let mut rows = Vec::new();
-        for table in TABLES {
+        let mut loader = Loader::new();
+        for table in Control::TABLES {
+            let mut refused = None;
             store
-                .scan(table, &[], &mut |key, value| {
-                    rows.push((table, key.to_vec(), value.to_vec()));
-                    ControlFlow::Continue(())
+                .scan(table, &[], &mut |key, value| match loader.row(table, key, value) {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(error) => {
+                        refused = Some(fault(error));
+                        ControlFlow::Break(())
+                    }
                 })
                 .map_err(fault)?;
+            if let Some(refused) = refused {
+                return Err(refused);
+            }
         }
-        let state = Control::load(rows.iter().map(|(table, key, value)| (*table, key, value))).map_err(fault)?;
+        let state = loader.finish().map_err(fault)?;
         *self.shared.state.write() = state;
         self.effects.clear();
         let at = at.map_or(0, |at| at.position);
-        self.tell(&Applied::Reloaded { at });
+        self.tell(Applied { at: Position(at), effects: Arc::new([]), reloaded: true });
+        self.shared.map.send_replace(at);
         self.shared.applied.send_replace(at);
         Ok(())
     }

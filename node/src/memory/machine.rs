@@ -15,8 +15,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use quorate_index::{Index, Settings};
 use quorate_raft::{Fault, LogPosition, Machine, Reply, RowBatch, StateStore};
-use quorate_state::shard::{CollectionRecord, Effect, POINT_TABLE, Shard, TABLES, decode_point};
-use quorate_state::{CollectionId, LogTime, Position, codec};
+use quorate_state::shard::{CollectionView, Effect, Loader, POINTS, Shard, decode_point};
+use quorate_state::{CollectionId, Position, codec};
 
 use super::replica::{Hosted, Replica, fetch};
 
@@ -42,12 +42,13 @@ impl ShardMachine {
 
 impl Machine for ShardMachine {
     fn apply(&mut self, at: LogPosition, payload: &[u8], rows: &mut RowBatch) -> Result<Reply, Fault> {
-        let entry = codec::decode_shard_entry(payload).map_err(|error| self.fault(error))?;
+        let entry = codec::decode(payload).map_err(|error| self.fault(error))?;
+        self.replica.batches.begin();
         let mut held = self.replica.held.write();
         let outcome = held.shard.apply(Position(at.position), entry).map_err(|error| self.fault(error))?;
         for row in &outcome.rows {
             match &row.value {
-                Some(value) if row.table == POINT_TABLE => {
+                Some(value) if row.table == POINTS => {
                     held.unwritten.insert(row.key.clone(), value.clone());
                 }
                 _ => {}
@@ -60,12 +61,16 @@ impl Machine for ShardMachine {
     }
 
     fn applied(&mut self, _at: LogPosition) {
-        for change in std::mem::take(&mut self.changes) {
-            self.feed(change);
+        let changes = std::mem::take(&mut self.changes);
+        // A replica that is closed has no indexes any more; they are opened from the rows when it comes back.
+        let open = self.replica.open.read();
+        if open.is_some() {
+            changes.into_iter().for_each(|change| self.feed(change));
         }
+        drop(open);
         // Only now may readers go to the store alone: a get that finds nothing here must find the row there.
         self.replica.held.write().unwritten.clear();
-        self.replica.published.advance();
+        self.replica.batches.publish();
     }
 
     fn load(&mut self, store: Arc<dyn StateStore>, _at: Option<LogPosition>) -> Result<(), Fault> {
@@ -81,7 +86,7 @@ impl Machine for ShardMachine {
         drop(held);
         *open = Some(Arc::downgrade(&store));
         drop(open);
-        self.replica.published.advance();
+        self.replica.batches.publish();
         Ok(())
     }
 }
@@ -100,15 +105,18 @@ impl ShardMachine {
                     hosted.index.remove(row);
                 }
             }
-            Effect::CollectionPut { collection } => match self.open_index(&collection, &[], None) {
-                Ok(hosted) => {
-                    self.replica.indexes.write().insert(collection.id, hosted);
+            Effect::CollectionPut { collection: id, generation, dimension, metric } => {
+                let collection = CollectionView { id, generation, dimension, metric, count: 0 };
+                match self.open_index(&collection, &[], None) {
+                    Ok(hosted) => {
+                        self.replica.indexes.write().insert(id, hosted);
+                    }
+                    // The rows are kept all the same; searches of the collection go to other replicas until a restart.
+                    Err(error) => {
+                        tracing::error!(shard = self.replica.shard.0, collection = id.0, %error, "no index");
+                    }
                 }
-                // The rows are kept all the same; searches of the collection go to other replicas until a restart.
-                Err(error) => {
-                    tracing::error!(shard = self.replica.shard.0, collection = collection.id.0, %error, "no index");
-                }
-            },
+            }
             Effect::CollectionDropped { collection } => {
                 let hosted = self.replica.indexes.write().remove(&collection);
                 if let Some(hosted) = hosted {
@@ -137,15 +145,14 @@ impl ShardMachine {
         let mut running = std::mem::take(&mut *self.replica.indexes.write());
         let mut indexes = BTreeMap::new();
         for collection in shard.collections() {
-            let mut live: Vec<u64> = shard.live_rows(collection.id).collect();
-            live.sort_unstable();
+            let live: Vec<u64> = shard.live_rows(collection.id).collect();
             let kept = running.remove(&collection.id).filter(|hosted| hosted.generation == collection.generation);
             let hosted = match kept.filter(|hosted| hosted.broken.lock().is_none()) {
                 Some(hosted) => {
                     self.catch_up(&hosted, collection.id, &live, &**store).map_err(|error| self.fault(error))?;
                     hosted
                 }
-                None => self.open_index(collection, &live, Some(store)).map_err(|error| self.fault(error))?,
+                None => self.open_index(&collection, &live, Some(store)).map_err(|error| self.fault(error))?,
             };
             indexes.insert(collection.id, hosted);
         }
@@ -160,7 +167,7 @@ impl ShardMachine {
     /// are a cache.
     fn open_index(
         &self,
-        collection: &CollectionRecord,
+        collection: &CollectionView,
         live: &[u64],
         store: Option<&Arc<dyn StateStore>>,
     ) -> Result<Arc<Hosted>, quorate_index::Error> {
@@ -194,8 +201,7 @@ impl ShardMachine {
         live: &[u64],
         store: &dyn StateStore,
     ) -> io::Result<()> {
-        let mut before: Vec<u64> = self.replica.held.read().shard.live_rows(collection).collect();
-        before.sort_unstable();
+        let before: Vec<u64> = self.replica.held.read().shard.live_rows(collection).collect();
         let missing: Vec<u64> = live.iter().copied().filter(|row| before.binary_search(row).is_err()).collect();
         for rows in missing.chunks(FETCH_ROWS) {
             let found = vectors(store, collection, hosted.index.settings(), rows)?;
@@ -228,7 +234,7 @@ impl ShardMachine {
 
 impl super::replica::IndexPlan {
     /// The settings of a collection's index.
-    pub(super) fn settings(&self, collection: &CollectionRecord) -> Settings {
+    pub(super) fn settings(&self, collection: &CollectionView) -> Settings {
         let mut settings = Settings::new(collection.dimension as usize, metric_of(collection.metric));
         settings.seal_rows = self.seal_rows.unwrap_or(settings.seal_rows);
         settings.flat_below = self.flat_below.unwrap_or(settings.flat_below);
@@ -273,19 +279,26 @@ fn vectors(
     let vector = |bytes: Option<Bytes>| {
         let Some(bytes) = bytes else { return Ok(None) };
         let point = decode_point(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        Ok(Some(point.vector).filter(|vector| settings.check_vector(vector).is_ok()))
+        Ok(Some(point.vector()).filter(|vector| settings.check_vector(vector).is_ok()))
     };
     stored.into_iter().map(vector).collect()
 }
 
-/// Reads the whole state out of its rows.
+/// Builds the state from its rows, one by one: they are more than should be in memory at once.
 fn read_state(store: &dyn StateStore) -> Result<Shard, Box<dyn std::error::Error>> {
-    let mut rows: Vec<(u8, Vec<u8>, Vec<u8>)> = Vec::new();
-    for table in TABLES {
-        store.scan(*table, &[], &mut |key, value| {
-            rows.push((*table, key.to_vec(), value.to_vec()));
-            ControlFlow::Continue(())
+    let mut loader = Loader::new();
+    let mut refused = None;
+    for table in Shard::TABLES {
+        store.scan(table, &[], &mut |key, value| match loader.row(table, key, value) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(fault) => {
+                refused = Some(fault);
+                ControlFlow::Break(())
+            }
         })?;
     }
-    Ok(Shard::load(rows.into_iter())?)
+    match refused {
+        Some(fault) => Err(fault.into()),
+        None => Ok(loader.finish()?),
+    }
 }

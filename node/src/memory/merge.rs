@@ -34,7 +34,7 @@ impl PartialEq for Front {
 impl Eq for Front {}
 
 /// Merges lists of hits, each best first, into the `k` best of all, best first.
-pub fn best_of(parts: Vec<Vec<Hit>>, k: usize) -> Vec<Hit> {
+pub(super) fn best_of(parts: Vec<Vec<Hit>>, k: usize) -> Vec<Hit> {
     let mut rest: Vec<_> = parts.into_iter().map(Vec::into_iter).collect();
     let mut fronts: BinaryHeap<Front> =
         rest.iter_mut().enumerate().filter_map(|(part, hits)| hits.next().map(|hit| Front { hit, part })).collect();

@@ -17,7 +17,7 @@ const WAITING_PER_THREAD: usize = 512;
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A fixed set of threads with one bounded queue. Dropping the pool lets the threads finish what they have begun.
-pub struct SearchPool {
+pub(super) struct SearchPool {
     queue: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
     limit: usize,
@@ -39,7 +39,7 @@ impl SearchPool {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(threads: usize) -> std::io::Result<SearchPool> {
+    pub(super) fn start(threads: usize) -> std::io::Result<SearchPool> {
         let threads = threads.max(1);
         let queue = Arc::new(Queue { state: Mutex::new(State::default()), wake: Condvar::new() });
         let threads: Vec<_> = (0..threads)
@@ -56,7 +56,7 @@ impl SearchPool {
     ///
     /// # Errors
     /// `OVERLOADED` when the queue is full, `INTERNAL` when the job panicked, `SHUTTING_DOWN` after the pool was closed.
-    pub async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    pub(super) async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
         let (answer, wait) = oneshot::channel();
         let job: Job = Box::new(move || {
             if !answer.is_closed() {

@@ -8,8 +8,9 @@
 //!   [`Held::unwritten`], so the newest row is always found there or in the store. A row that is in neither was replaced
 //!   after the state was asked: the get asks again.
 //! - A search asks the index and then reads the rows of the hits. A row that is gone was replaced or deleted by a batch
-//!   that is not published yet; its successor would be missing from the answer, so the search waits for the batch to be
+//!   that was not published yet; its successor would be missing from the answer, so the search waits for the batch to be
 //!   published and runs again.
+//! - A read that has bad luck too often holds up the next batch for one last try, which is then certain.
 //!
 //! The store is held weakly: after a snapshot was received its files are replaced, and nobody but the group may hold the
 //! old ones open. The guard of `open` is held by every read for as long as it takes, so that closing waits for them.
@@ -18,27 +19,22 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use quorate_api::v1;
-use quorate_index::{Builder, Index, Neighbour, SearchParams};
+use quorate_index::{Builder, Index, SearchParams};
 use quorate_raft::StateStore;
-use quorate_state::shard::{POINT_TABLE, PointRow, Shard, decode_point, point_key};
+use quorate_state::shard::{CollectionView, POINTS, PointRow, Shard, decode_point, point_key};
 use quorate_state::{CollectionId, ShardId};
 
+use super::batches::Batches;
 use super::wire::{CollectionStats, GetCall, SearchCall};
 use crate::error::{Error, ErrorReason};
 
-/// Hits asked of the index beyond `k`, to replace those that were deleted while the search ran.
-const SPARE_HITS: usize = 8;
-/// How often a search runs again because a batch was being published.
-const SEARCH_ROUNDS: usize = 4;
-/// How often a get asks again for rows that were being replaced.
-const GET_ROUNDS: usize = 64;
-/// How long to wait for a batch to be published before looking again all the same.
-const PUBLISH_WAIT: Duration = Duration::from_millis(50);
+/// How often a read tries beside the batches before it holds one up.
+const FREE_TRIES: usize = 3;
 
 /// How the indexes of this node are made.
 #[derive(Clone)]
@@ -74,33 +70,7 @@ pub(super) struct Replica {
     pub(super) held: RwLock<Held>,
     pub(super) open: RwLock<Option<Weak<dyn StateStore>>>,
     pub(super) indexes: RwLock<BTreeMap<CollectionId, Arc<Hosted>>>,
-    pub(super) published: Published,
-}
-
-/// Counts the batches that were published, for those who wait for the one under way.
-#[derive(Default)]
-pub(super) struct Published {
-    batches: Mutex<u64>,
-    more: Condvar,
-}
-
-impl Published {
-    /// Tells those who wait.
-    pub(super) fn advance(&self) {
-        *self.batches.lock() += 1;
-        self.more.notify_all();
-    }
-
-    fn now(&self) -> u64 {
-        *self.batches.lock()
-    }
-
-    /// Waits until more than `seen` batches were published, or for a short time.
-    fn wait_past(&self, seen: u64) {
-        let mut batches = self.batches.lock();
-        let until = Instant::now() + PUBLISH_WAIT;
-        while *batches <= seen && !self.more.wait_until(&mut batches, until).timed_out() {}
-    }
+    pub(super) batches: Batches,
 }
 
 /// A read under way: while it lives the replica cannot be closed or reloaded.
@@ -118,22 +88,21 @@ impl Replica {
             held: RwLock::new(Held { shard: Shard::new(), unwritten: HashMap::new() }),
             open: RwLock::new(None),
             indexes: RwLock::new(BTreeMap::new()),
-            published: Published::default(),
+            batches: Batches::default(),
         }
     }
 
     /// Where the indexes of this replica have their files.
     pub(super) fn directory(&self) -> PathBuf {
-        self.plan.directory.join(format!("shard-{}", self.shard.0))
+        directory(&self.plan, self.shard)
     }
 
-    /// Waits for the reads under way, then lets go of the store and the indexes. Later reads are refused.
+    /// Waits for the reads under way, then lets go of the store and the indexes. Later reads are refused. The state stays:
+    /// the group may apply some more entries before it stops, and their rows must come out right.
     pub(super) fn close(&self) {
-        *self.open.write() = None;
+        let mut open = self.open.write();
+        *open = None;
         self.indexes.write().clear();
-        let mut held = self.held.write();
-        held.shard = Shard::new();
-        held.unwritten = HashMap::new();
     }
 
     fn read(&self) -> Result<Reading<'_>, Error> {
@@ -172,69 +141,76 @@ impl Replica {
     /// The points that exist, in the order asked. Blocks on the disk: run it on the search pool.
     pub(super) fn get(&self, call: &GetCall) -> Result<Vec<v1::Point>, Error> {
         let reading = self.read()?;
-        let collection = CollectionId(call.collection);
-        let mut found: Vec<Option<(u64, PointRow)>> = vec![None; call.ids.len()];
-        let mut open: Vec<usize> = (0..call.ids.len()).collect();
-        for _ in 0..GET_ROUNDS {
-            let seen = self.published.now();
-            let rows = self.rows_of(call, &open)?;
-            let stored = fetch(&*reading.store, collection, rows.iter().map(|wanted| wanted.row))
-                .map_err(|error| self.unreadable(&error))?;
-            open = Vec::new();
-            for (wanted, stored) in rows.into_iter().zip(stored) {
-                match wanted.unwritten.or(stored) {
-                    Some(bytes) => found[wanted.place] = Some((wanted.row, self.decode(&bytes)?)),
-                    None => open.push(wanted.place),
-                }
-            }
-            if open.is_empty() {
-                let points = found.into_iter().flatten().map(|(row, point)| to_point(row, point, call.with_vector));
-                return Ok(points.collect());
-            }
-            self.published.wait_past(seen);
-        }
-        Err(self.not_ready("changes faster than it can be read"))
-    }
-
-    /// The rows of the ids at `places` as the state knows them now; ids that do not exist are left out.
-    fn rows_of(&self, call: &GetCall, places: &[usize]) -> Result<Vec<Wanted>, Error> {
-        let collection = CollectionId(call.collection);
-        let held = self.held.read();
-        self.check_generation(&held.shard, collection, call.generation)?;
-        let rows = places.iter().filter_map(|&place| {
-            let row = held.shard.row_of(collection, &call.ids[place])?;
-            let unwritten = held.unwritten.get(point_key(collection, row).as_ref() as &[u8]).cloned();
-            Some(Wanted { place, row, unwritten })
-        });
-        Ok(rows.collect())
+        self.steady(|| self.try_get(&*reading.store, call))
     }
 
     /// The best hits, best first. Takes a core for a while: run it on the search pool.
     pub(super) fn search(&self, call: &SearchCall) -> Result<Vec<v1::Hit>, Error> {
         let reading = self.read()?;
+        self.steady(|| self.try_search(&*reading.store, call))
+    }
+
+    /// Runs a read until no batch has come in between. `read` answers `None` where one did.
+    fn steady<T>(&self, read: impl Fn() -> Result<Option<T>, Error>) -> Result<T, Error> {
+        for _ in 0..FREE_TRIES {
+            let published = self.batches.published();
+            if let Some(answer) = read()? {
+                return Ok(answer);
+            }
+            self.batches.wait_past(published);
+        }
+        let _pin = self.batches.pin().ok_or_else(|| self.not_ready("does not finish what it applies"))?;
+        read()?.ok_or_else(|| {
+            Error::internal(format!("shard {} knows a point whose row is missing; replace this replica", self.shard.0))
+        })
+    }
+
+    fn try_get(&self, store: &dyn StateStore, call: &GetCall) -> Result<Option<Vec<v1::Point>>, Error> {
+        let collection = CollectionId(call.collection);
+        let wanted: Vec<(u64, Option<Bytes>)> = {
+            let held = self.held.read();
+            self.check_generation(&held.shard, collection, call.generation)?;
+            let rows = call.ids.iter().filter_map(|id| held.shard.row_of(collection, id));
+            rows.map(|row| (row, held.unwritten.get(&point_key(collection, row)[..]).cloned())).collect()
+        };
+        let stored = fetch(store, collection, wanted.iter().map(|(row, _)| *row))
+            .map_err(|error| self.unreadable(&error))?;
+        let mut points = Vec::with_capacity(wanted.len());
+        for ((row, unwritten), stored) in wanted.into_iter().zip(stored) {
+            // Neither applied just now nor stored: it was replaced since the state was asked.
+            let Some(bytes) = unwritten.or(stored) else { return Ok(None) };
+            let point = self.decode(&bytes)?;
+            points.push(v1::Point {
+                id: point.id.to_owned(),
+                version: row,
+                vector: if call.with_vector { point.vector() } else { Vec::new() },
+                payload: Bytes::copy_from_slice(point.payload),
+            });
+        }
+        Ok(Some(points))
+    }
+
+    fn try_search(&self, store: &dyn StateStore, call: &SearchCall) -> Result<Option<Vec<v1::Hit>>, Error> {
         let collection = CollectionId(call.collection);
         let hosted = self.hosted(collection, call.generation)?;
-        let k = call.k as usize;
-        let params = SearchParams {
-            k: k + SPARE_HITS,
-            ef: (call.ef > 0).then_some(call.ef as usize),
-            exact: call.exact,
-        };
-        let mut hits = Vec::new();
-        for _ in 0..SEARCH_ROUNDS {
-            let seen = self.published.now();
-            let neighbours = hosted.index.search(&call.vector, params).map_err(|error| self.search_error(error))?;
-            let (best, spare) = neighbours.split_at(k.min(neighbours.len()));
-            let gone;
-            (hits, gone) = self.resolve(&*reading.store, call, best)?;
-            if gone == 0 {
-                return Ok(hits);
-            }
-            let (more, _) = self.resolve(&*reading.store, call, spare)?;
-            hits.extend(more.into_iter().take(gone));
-            self.published.wait_past(seen);
+        let ef = (call.ef > 0).then_some(call.ef as usize);
+        let params = SearchParams { k: call.k as usize, ef, exact: call.exact };
+        let neighbours = hosted.index.search(&call.vector, params).map_err(|error| self.search_error(error))?;
+        let stored = fetch(store, collection, neighbours.iter().map(|neighbour| neighbour.row))
+            .map_err(|error| self.unreadable(&error))?;
+        let mut hits = Vec::with_capacity(neighbours.len());
+        for (neighbour, bytes) in neighbours.iter().zip(stored) {
+            let Some(bytes) = bytes else { return Ok(None) };
+            let point = self.decode(&bytes)?;
+            hits.push(v1::Hit {
+                id: point.id.to_owned(),
+                score: neighbour.score,
+                version: neighbour.row,
+                payload: if call.with_payload { Bytes::copy_from_slice(point.payload) } else { Bytes::new() },
+                vector: if call.with_vector { point.vector() } else { Vec::new() },
+            });
         }
-        Ok(hits)
+        Ok(Some(hits))
     }
 
     fn hosted(&self, collection: CollectionId, generation: u64) -> Result<Arc<Hosted>, Error> {
@@ -246,45 +222,17 @@ impl Replica {
         Ok(hosted)
     }
 
-    /// Reads the rows of the neighbours. Also says how many of them are gone.
-    fn resolve(
-        &self,
-        store: &dyn StateStore,
-        call: &SearchCall,
-        neighbours: &[Neighbour],
-    ) -> Result<(Vec<v1::Hit>, usize), Error> {
-        let rows = neighbours.iter().map(|neighbour| neighbour.row);
-        let stored = fetch(store, CollectionId(call.collection), rows).map_err(|error| self.unreadable(&error))?;
-        let mut hits = Vec::with_capacity(neighbours.len());
-        for (neighbour, bytes) in neighbours.iter().zip(stored) {
-            let Some(bytes) = bytes else { continue };
-            let point = self.decode(&bytes)?;
-            hits.push(v1::Hit {
-                id: point.id,
-                score: neighbour.score,
-                version: neighbour.row,
-                payload: if call.with_payload { point.payload.into() } else { Bytes::new() },
-                vector: if call.with_vector { point.vector } else { Vec::new() },
-            });
-        }
-        let gone = neighbours.len() - hits.len();
-        Ok((hits, gone))
-    }
-
     /// Counts of every collection of the shard.
     pub(super) fn stats(&self) -> Vec<CollectionStats> {
-        let counted: Vec<(CollectionId, u64, u64)> = {
-            let held = self.held.read();
-            held.shard.collections().map(|c| (c.id, c.generation, held.shard.count(c.id))).collect()
-        };
+        let collections: Vec<CollectionView> = self.held.read().shard.collections().collect();
         let indexes = self.indexes.read();
-        let stats = counted.into_iter().map(|(id, generation, points)| {
-            let hosted = indexes.get(&id).filter(|hosted| hosted.generation == generation);
+        let stats = collections.into_iter().map(|collection| {
+            let hosted = indexes.get(&collection.id).filter(|hosted| hosted.generation == collection.generation);
             let index = hosted.map(|hosted| hosted.index.stats()).unwrap_or_default();
             CollectionStats {
-                collection: id.0,
-                generation,
-                points,
+                collection: collection.id.0,
+                generation: collection.generation,
+                points: collection.count,
                 sealed_points: index.sealed_rows,
                 segments: index.segments as u64,
                 building: index.building,
@@ -293,13 +241,17 @@ impl Replica {
         stats.collect()
     }
 
-    fn decode(&self, bytes: &[u8]) -> Result<PointRow, Error> {
+    fn decode<'a>(&self, bytes: &'a [u8]) -> Result<PointRow<'a>, Error> {
         decode_point(bytes).map_err(|error| {
             Error::internal(format!("a point of shard {} does not decode: {error}; replace this replica", self.shard.0))
         })
     }
 
     fn unreadable(&self, error: &io::Error) -> Error {
+        // A store that was closed under a read: the replica takes a snapshot, or stops.
+        if error.kind() == io::ErrorKind::NotConnected {
+            return self.not_ready("is being loaded");
+        }
         Error::internal(format!("the rows of shard {} cannot be read: {error}; check the disk", self.shard.0))
             .with("shard", self.shard.0)
     }
@@ -313,11 +265,9 @@ impl Replica {
     }
 }
 
-/// A row to read for the id at `place`.
-struct Wanted {
-    place: usize,
-    row: u64,
-    unwritten: Option<Bytes>,
+/// Where the indexes of a shard's replica have their files.
+pub(super) fn directory(plan: &IndexPlan, shard: ShardId) -> PathBuf {
+    plan.directory.join(format!("shard-{}", shard.0))
 }
 
 /// Rows of points, in the order asked.
@@ -328,14 +278,5 @@ pub(super) fn fetch(
 ) -> io::Result<Vec<Option<Bytes>>> {
     let keys: Vec<_> = rows.map(|row| point_key(collection, row)).collect();
     let keys: Vec<&[u8]> = keys.iter().map(AsRef::as_ref).collect();
-    if keys.is_empty() { Ok(Vec::new()) } else { store.get_many(POINT_TABLE, &keys) }
-}
-
-fn to_point(row: u64, point: PointRow, with_vector: bool) -> v1::Point {
-    v1::Point {
-        id: point.id,
-        version: row,
-        vector: if with_vector { point.vector } else { Vec::new() },
-        payload: point.payload.into(),
-    }
+    if keys.is_empty() { Ok(Vec::new()) } else { store.get_many(POINTS, &keys) }
 }

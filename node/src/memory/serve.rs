@@ -5,7 +5,7 @@ use bytes::Bytes;
 use prost::Message;
 use quorate_api::v1;
 use quorate_raft::{Group, NodeId};
-use quorate_state::shard::{Command, PointReject, Reply};
+use quorate_state::shard::{Command, PointReject, Reply, Version};
 use quorate_state::{Operation, ShardId, codec};
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,9 +111,9 @@ fn write_answer(reply: Reply, group: &Group) -> WriteAnswer {
     }
 }
 
-fn outcome(point: Result<u64, PointReject>) -> v1::WriteOutcome {
+fn outcome(point: Result<Version, PointReject>) -> v1::WriteOutcome {
     match point {
-        Ok(version) => v1::WriteOutcome { version, error: None },
+        Ok(Version(version)) => v1::WriteOutcome { version, error: None },
         Err(reject) => v1::WriteOutcome { version: 0, error: Some(point_error(reject).to_wire()) },
     }
 }
@@ -122,11 +122,12 @@ fn point_error(reject: PointReject) -> Error {
     let message = reject.to_string();
     match reject {
         PointReject::VersionConflict { actual } => {
-            Error::new(ErrorReason::VersionConflict, message).with("actual", actual.unwrap_or(0))
+            Error::new(ErrorReason::VersionConflict, message).with("actual", actual)
         }
         PointReject::WrongDimension { expected, actual } => {
             Error::new(ErrorReason::WrongDimension, message).with("expected", expected).with("actual", actual)
         }
-        PointReject::NotFinite => Error::new(ErrorReason::NotFinite, message),
+        PointReject::NotFinite { at } => Error::new(ErrorReason::NotFinite, message).with("component", at),
+        PointReject::OutOfBounds { .. } => Error::new(ErrorReason::InvalidArgument, message),
     }
 }

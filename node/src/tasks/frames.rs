@@ -10,6 +10,8 @@ use quorate_api::v1;
 
 /// The payload bytes after which a frame is closed and the rest goes into the next one. One larger item goes alone.
 const FRAME_BYTES: usize = 1 << 20;
+/// The most finishes, or grants, in one frame.
+const FRAME_ITEMS: usize = 1_024;
 
 /// From a node to the leader.
 #[derive(Clone, PartialEq, Message)]
@@ -91,6 +93,9 @@ pub(super) struct Beat {
     /// The agent's number of the heartbeat; the highest that was seen.
     #[prost(uint64, tag = "3")]
     pub(super) seq: u64,
+    /// The agent wants no further grants.
+    #[prost(bool, tag = "4")]
+    pub(super) draining: bool,
 }
 
 /// The end of an attempt.
@@ -130,6 +135,9 @@ pub(super) struct SessionAck {
     /// What the agent gets.
     #[prost(message, optional, tag = "2")]
     pub(super) ack: Option<v1::FinishAck>,
+    /// Which attempt is meant: an agent that resumed may use a sequence number again.
+    #[prost(message, optional, tag = "3")]
+    pub(super) token: Option<v1::Token>,
 }
 
 /// A grant for a session.
@@ -249,7 +257,7 @@ fn fitting<T>(items: &[T], bytes: impl Fn(&T) -> usize) -> usize {
         total += bytes(item);
         total > FRAME_BYTES
     });
-    over.map_or(items.len(), |first_over| first_over.max(1))
+    over.map_or(items.len(), |first_over| first_over.max(1)).min(FRAME_ITEMS)
 }
 
 #[cfg(test)]

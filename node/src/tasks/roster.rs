@@ -84,13 +84,15 @@ struct Seat {
     heard: Instant,
     /// Since when the session has no stream, if its node said so.
     detached: Option<Instant>,
+    /// Its agent wants no further grants.
+    draining: bool,
     /// When its end was last proposed.
     ending: Option<Instant>,
 }
 
 impl Seat {
     fn free(&self) -> u32 {
-        if self.route.is_none() || self.ending.is_some() {
+        if self.route.is_none() || self.draining || self.ending.is_some() {
             return 0;
         }
         let taken = u32::try_from(self.running.len()).unwrap_or(u32::MAX) - self.closing + self.reserved;
@@ -179,20 +181,20 @@ impl Roster {
         let mut present = HashSet::new();
         let mut missing = Vec::new();
         for view in control.sessions() {
-            present.insert(view.session);
+            present.insert(view.id);
             self.admit(&view, now);
-            let Some(seat) = self.seats.get_mut(&view.session) else { continue };
+            let Some(seat) = self.seats.get_mut(&view.id) else { continue };
             let before = std::mem::take(&mut seat.running);
             (seat.closing, seat.reserved) = (0, 0);
             for &(task, token) in &view.running {
-                self.holders.insert(task, view.session);
+                self.holders.insert(task, view.id);
                 seat.running.insert(task, Running { token, closing: false });
                 let known = before.get(&task).is_some_and(|running| running.token == token);
                 if let (false, Some(route)) = (known, seat.route) {
-                    missing.push(Delivery { link: route.link, session: view.session, task, token });
+                    missing.push(Delivery { link: route.link, session: view.id, task, token });
                 }
             }
-            self.list(view.session);
+            self.list(view.id);
         }
         self.seats.retain(|session, _| present.contains(session));
         missing
@@ -200,8 +202,8 @@ impl Roster {
 
     /// Makes a seat for a session if it has none.
     pub(super) fn admit(&mut self, view: &SessionView, now: Instant) {
-        self.seats.entry(view.session).or_insert_with(|| Seat {
-            roles: view.roles.iter().map(|role| Arc::from(&**role)).collect(),
+        self.seats.entry(view.id).or_insert_with(|| Seat {
+            roles: view.roles.clone(),
             slots: view.slots,
             ttl: Duration::from_millis(view.ttl_ms),
             running: HashMap::new(),
@@ -211,6 +213,7 @@ impl Roster {
             route: None,
             heard: now,
             detached: None,
+            draining: false,
             ending: None,
         });
     }
@@ -277,11 +280,24 @@ impl Roster {
         }
     }
 
-    /// A sign of life on a stream. Returns whether it was the session's current one.
-    pub(super) fn beat(&mut self, link: LinkId, session: SessionId, attachment: u64, now: Instant) -> bool {
+    /// A sign of life on a stream, which also says whether the agent is draining. Returns whether it was the session's
+    /// current stream.
+    pub(super) fn beat(
+        &mut self,
+        link: LinkId,
+        session: SessionId,
+        attachment: u64,
+        draining: bool,
+        now: Instant,
+    ) -> bool {
         match self.seats.get_mut(&session) {
             Some(seat) if seat.route == Some(Route { link, attachment }) => {
                 seat.heard = now;
+                let wants_again = seat.draining && !draining;
+                seat.draining = draining;
+                if wants_again {
+                    self.list(session);
+                }
                 true
             }
             _ => false,
@@ -471,3 +487,6 @@ impl Roster {
     }
 }
 
+
+#[cfg(test)]
+mod tests;

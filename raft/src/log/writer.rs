@@ -25,7 +25,7 @@ use crate::engine::{LogChange, LogEngine, MarkKind};
 use crate::ids::GroupId;
 use crate::log::mark;
 use crate::log::metrics::LogMetrics;
-use crate::log::state::LogState;
+use crate::log::state::GroupState;
 use crate::proto;
 use crate::types::{LogId, TC};
 
@@ -66,7 +66,7 @@ pub(crate) enum Answer {
     /// A caller that waits.
     Waiter(oneshot::Sender<()>),
     /// The in-memory state of a group: what it appended up to this sequence number may be dropped from memory.
-    Durable(Arc<LogState>, u64),
+    Durable(Arc<GroupState>, u64),
 }
 
 /// Changes and answers of one submission. All of them reach the disk in one batch.
@@ -148,7 +148,11 @@ impl Writer {
         let thread = match &shared.signal {
             Signal::Thread(_) => {
                 let shared = shared.clone();
-                Some(std::thread::Builder::new().name("log-writer".into()).spawn(move || shared.run_thread())?)
+                let run = move || {
+                    let _guard = AbortOnPanic;
+                    shared.run_thread();
+                };
+                Some(std::thread::Builder::new().name("log-writer".into()).spawn(run)?)
             }
             Signal::Task(..) => {
                 tokio::spawn(shared.clone().run_task());
@@ -229,9 +233,8 @@ impl Writer {
         let thread = self.thread.lock().take();
         if let Some(thread) = thread
             && thread.thread().id() != std::thread::current().id()
-            && thread.join().is_err()
         {
-            tracing::error!("the log writer panicked");
+            thread.join().expect("a panic of the writer ends the process");
         }
     }
 }
@@ -240,6 +243,17 @@ impl Drop for Writer {
     fn drop(&mut self) {
         self.begin_close();
         self.join();
+    }
+}
+
+/// Without its writer a node would hang in every vote and append; it must rather end and be started again.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
     }
 }
 
@@ -302,9 +316,13 @@ impl Shared {
             let half = (hooks.latency)() / 2;
             pause(half).await;
             if let Err(error) = self.commit(&batch) {
-                self.queue.lock().phase = Phase::Closed;
-                (hooks.failed)(&error);
+                let mut queue = self.queue.lock();
+                queue.phase = Phase::Closed;
                 refuse(&mut batch, &error);
+                queue.take(&mut batch);
+                drop(queue);
+                refuse(&mut batch, &error);
+                (hooks.failed)(&error);
                 break;
             }
             pause(half).await;

@@ -27,7 +27,7 @@ pub(crate) use hello::{Hellos, Sender};
 pub use link::Peer;
 pub(crate) use link::{Link, Links};
 pub(crate) use network::Networks;
-pub(crate) use server::PeerService;
+pub(crate) use server::{PeerService, serve_peers};
 
 use crate::ids::{ClusterId, NodeId};
 

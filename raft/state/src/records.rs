@@ -23,9 +23,9 @@ pub(crate) trait Record: Encode + Decode<()> + Clone + PartialEq + fmt::Debug {
 /// A key, encoded so that the order of bytes is the order of keys.
 pub(crate) trait Key: Copy + Ord + fmt::Debug {
     /// Encodes the key.
-    fn encode(&self) -> KeyBytes;
+    fn to_key(&self) -> KeyBytes;
     /// Decodes a key; `None` if it is not one.
-    fn decode(bytes: &[u8]) -> Option<Self>;
+    fn from_key(bytes: &[u8]) -> Option<Self>;
 }
 
 /// An encoded key, without a place on the heap.
@@ -53,10 +53,10 @@ impl KeyBytes {
 macro_rules! number_key {
     ($($key:ident($number:ty)),* $(,)?) => { $(
         impl Key for crate::$key {
-            fn encode(&self) -> KeyBytes {
+            fn to_key(&self) -> KeyBytes {
                 KeyBytes::new(&self.0.to_be_bytes())
             }
-            fn decode(bytes: &[u8]) -> Option<Self> {
+            fn from_key(bytes: &[u8]) -> Option<Self> {
                 bytes.try_into().ok().map(|bytes| crate::$key(<$number>::from_be_bytes(bytes)))
             }
         }
@@ -66,10 +66,10 @@ macro_rules! number_key {
 number_key!(TaskId(u64), SessionId(u64), NodeId(u64), CollectionId(u32), ShardId(u32), RequestId(u128));
 
 impl Key for u32 {
-    fn encode(&self) -> KeyBytes {
+    fn to_key(&self) -> KeyBytes {
         KeyBytes::new(&self.to_be_bytes())
     }
-    fn decode(bytes: &[u8]) -> Option<Self> {
+    fn from_key(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(u32::from_be_bytes)
     }
 }
@@ -79,10 +79,10 @@ impl Key for u32 {
 pub(crate) struct Only;
 
 impl Key for Only {
-    fn encode(&self) -> KeyBytes {
+    fn to_key(&self) -> KeyBytes {
         KeyBytes::new(&[])
     }
-    fn decode(bytes: &[u8]) -> Option<Self> {
+    fn from_key(bytes: &[u8]) -> Option<Self> {
         bytes.is_empty().then_some(Only)
     }
 }
@@ -92,6 +92,8 @@ impl Key for Only {
 pub(crate) struct Changes {
     rows: Vec<Row>,
     hash: u64,
+    /// For encoding what is only hashed.
+    scratch: Vec<u8>,
 }
 
 impl Changes {
@@ -113,6 +115,21 @@ impl Changes {
     /// Takes a row's share out of the set hash.
     pub(crate) fn subtract_hash(&mut self, share: u64) {
         self.hash = self.hash.wrapping_sub(share);
+    }
+
+    /// Notes the row of a record and adds its share to the set hash.
+    fn put_record<R: Record>(&mut self, key: &KeyBytes, record: &R) {
+        codec::encode_row_into(record, &mut self.scratch);
+        self.hash = self.hash.wrapping_add(share::<R>(key, &self.scratch));
+        // The copy has exactly the size of the row: rows wait for the database, and there are many.
+        let value = Some(Bytes::copy_from_slice(&self.scratch));
+        self.rows.push(Row { table: R::TABLE, key: Bytes::copy_from_slice(key.as_slice()), value });
+    }
+
+    /// Takes the share of a record, as it is now, out of the set hash.
+    fn subtract_record<R: Record>(&mut self, key: &KeyBytes, record: &R) {
+        codec::encode_row_into(record, &mut self.scratch);
+        self.hash = self.hash.wrapping_sub(share::<R>(key, &self.scratch));
     }
 
     /// The set hash of all rows so far.
@@ -141,13 +158,10 @@ impl<R: Record> Default for Records<R> {
 impl<R: Record> Records<R> {
     /// Puts a record in the place of the one before, if there was one.
     pub(crate) fn put(&mut self, key: R::Key, record: R, changes: &mut Changes) {
-        let encoded_key = key.encode();
-        let value = codec::encode_row(&record);
-        let share = share::<R>(&encoded_key, &value);
-        changes.put_content(R::TABLE, encoded_key.as_slice(), Bytes::from(value));
-        changes.add_hash(share);
+        let encoded_key = key.to_key();
+        changes.put_record(&encoded_key, &record);
         if let Some(old) = self.records.insert(key, record) {
-            changes.subtract_hash(share::<R>(&encoded_key, &codec::encode_row(&old)));
+            changes.subtract_record(&encoded_key, &old);
         }
     }
 
@@ -159,34 +173,32 @@ impl<R: Record> Records<R> {
         change: impl FnOnce(&mut R) -> T,
     ) -> Option<T> {
         let record = self.records.get_mut(&key)?;
-        let encoded_key = key.encode();
-        changes.subtract_hash(share::<R>(&encoded_key, &codec::encode_row(record)));
+        let encoded_key = key.to_key();
+        changes.subtract_record(&encoded_key, record);
         let result = change(record);
-        let value = codec::encode_row(record);
-        changes.add_hash(share::<R>(&encoded_key, &value));
-        changes.put_content(R::TABLE, encoded_key.as_slice(), Bytes::from(value));
+        changes.put_record(&encoded_key, record);
         Some(result)
     }
 
     /// Takes a record out.
     pub(crate) fn remove(&mut self, key: R::Key, changes: &mut Changes) -> Option<R> {
         let record = self.records.remove(&key)?;
-        let encoded_key = key.encode();
-        changes.subtract_hash(share::<R>(&encoded_key, &codec::encode_row(&record)));
+        let encoded_key = key.to_key();
+        changes.subtract_record(&encoded_key, &record);
         changes.delete_content(R::TABLE, encoded_key.as_slice());
         Some(record)
     }
 
     /// Takes in a stored row.
     pub(crate) fn load(&mut self, key: &[u8], value: &[u8], changes: &mut Changes) -> Result<(), Fault> {
-        let Some(decoded_key) = R::Key::decode(key) else {
+        let Some(decoded_key) = R::Key::from_key(key) else {
             return Err(Fault::Broken { what: format!("a key of {} bytes in table {}", key.len(), R::TABLE) });
         };
         let record = codec::decode_row(value).map_err(|source| Fault::Undecodable {
             what: format!("the row {decoded_key:?} of table {}", R::TABLE),
             source,
         })?;
-        changes.add_hash(share::<R>(&decoded_key.encode(), value));
+        changes.add_hash(share::<R>(&decoded_key.to_key(), value));
         if self.records.insert(decoded_key, record).is_some() {
             return Err(Fault::Broken { what: format!("the row {decoded_key:?} of table {} came twice", R::TABLE) });
         }
@@ -222,7 +234,7 @@ impl<R: Record> Records<R> {
     /// The set hash of these records alone, computed anew.
     pub(crate) fn hash(&self) -> u64 {
         self.iter().fold(0, |hash, (key, record)| {
-            hash.wrapping_add(share::<R>(&key.encode(), &codec::encode_row(record)))
+            hash.wrapping_add(share::<R>(&key.to_key(), &codec::encode_row(record)))
         })
     }
 }
@@ -252,4 +264,92 @@ fn hash_bytes(mut hash: u64, bytes: &[u8]) -> u64 {
 fn mix(word: u64) -> u64 {
     let product = u128::from(word ^ 0xe703_7ed1_a0b4_28db) * 0xa076_1d64_78bd_642f;
     (product as u64) ^ ((product >> 64) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TaskId;
+
+    #[derive(Clone, Debug, PartialEq, Encode, Decode)]
+    struct Note(String);
+
+    impl Record for Note {
+        const TABLE: u8 = 77;
+        type Key = TaskId;
+    }
+
+    fn note(text: &str) -> Note {
+        Note(text.to_owned())
+    }
+
+    #[test]
+    fn the_set_hash_depends_on_the_records_and_not_on_the_way_to_them() {
+        let mut changes = Changes::default();
+        let mut records = Records::default();
+        records.put(TaskId(1), note("a"), &mut changes);
+        let one = changes.hash();
+        records.put(TaskId(2), note("b"), &mut changes);
+        let two = changes.hash();
+        records.put(TaskId(2), note("c"), &mut changes);
+        assert_ne!(changes.hash(), two);
+        records.change(TaskId(2), &mut changes, |record| *record = note("b"));
+        assert_eq!(changes.hash(), two);
+        assert_eq!(records.hash(), two);
+        records.remove(TaskId(2), &mut changes);
+        assert_eq!(changes.hash(), one);
+        records.remove(TaskId(1), &mut changes);
+        assert_eq!(changes.hash(), 0);
+    }
+
+    #[test]
+    fn every_change_is_a_row_and_the_rows_make_the_records() {
+        let mut changes = Changes::default();
+        let mut records = Records::default();
+        records.put(TaskId(1), note("a"), &mut changes);
+        records.put(TaskId(2), note("b"), &mut changes);
+        records.change(TaskId(1), &mut changes, |record| record.0.push('!'));
+        assert_eq!(records.change(TaskId(9), &mut changes, |_| ()), None);
+        records.remove(TaskId(2), &mut changes);
+        let rows = changes.take_rows();
+        assert_eq!(rows.iter().map(|row| row.value.is_some()).collect::<Vec<_>>(), [true, true, true, false]);
+        let mut loaded_changes = Changes::default();
+        let mut loaded = Records::<Note>::default();
+        let last = rows[2].value.as_ref().expect("the change");
+        loaded.load(&rows[2].key, last, &mut loaded_changes).expect("a row");
+        assert_eq!((loaded, loaded_changes.hash()), (records, changes.hash()));
+    }
+
+    #[test]
+    fn a_row_that_is_wrong_is_a_fault() {
+        let mut changes = Changes::default();
+        let mut records = Records::<Note>::default();
+        let good = codec::encode_row(&note("a"));
+        let key = TaskId(1).to_key();
+        assert!(matches!(records.load(&[1, 2], &good, &mut changes), Err(Fault::Broken { .. })));
+        let cut = &good[..good.len() - 1];
+        assert!(matches!(records.load(key.as_slice(), cut, &mut changes), Err(Fault::Undecodable { .. })));
+        records.load(key.as_slice(), &good, &mut changes).expect("a row");
+        assert!(matches!(records.load(key.as_slice(), &good, &mut changes), Err(Fault::Broken { .. })));
+    }
+
+    #[test]
+    fn the_hash_of_a_row_depends_on_every_bit_of_it() {
+        let (key, value) = ([1u8, 2, 3], [7u8; 21]);
+        let mut seen = std::collections::BTreeSet::from([hash_row(1, &key, &value)]);
+        assert!(seen.insert(hash_row(2, &key, &value)));
+        for bit in 0..value.len() * 8 {
+            let mut other = value;
+            other[bit / 8] ^= 1 << (bit % 8);
+            assert!(seen.insert(hash_row(1, &key, &other)));
+        }
+        for bit in 0..key.len() * 8 {
+            let mut other = key;
+            other[bit / 8] ^= 1 << (bit % 8);
+            assert!(seen.insert(hash_row(1, &other, &value)));
+        }
+        assert!(seen.insert(hash_row(1, &[1, 2], &[3, 7])));
+        assert!(seen.insert(hash_row(1, &[1, 2, 3], &[7])));
+        assert!(seen.insert(hash_row(1, &[1, 2, 3], &[7, 0])));
+    }
 }

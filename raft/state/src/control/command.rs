@@ -112,6 +112,15 @@ pub enum Command {
         /// The session, which must have a free slot and the task's role.
         session: SessionId,
     },
+    /// Grants a task that an operation before this one in the same entry has enqueued. Replies [`Reply::Granted`].
+    GrantEnqueued {
+        /// Which operation of the entry, from 0: an `Enqueue` or a `Complete` with children.
+        operation: u32,
+        /// Which of its tasks, from 0.
+        nth: u32,
+        /// The session, which must have a free slot and the task's role.
+        session: SessionId,
+    },
     /// The attempt has done the task. Replies [`Reply::Completed`]; the same token again gets the same reply.
     Complete {
         /// The task.

@@ -2,7 +2,7 @@
 
 use crate::codec::{Decode, Encode};
 use crate::records::Record;
-use crate::{NodeId, ReplicaId};
+use crate::{NodeId, Reject, ReplicaId};
 
 /// A node as it presents itself. Names and addresses are labels: they may change, the id does not.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
@@ -42,5 +42,25 @@ pub fn replica_target(nodes: usize) -> usize {
         0 => 0,
         1 | 2 => 1,
         _ => 3,
+    }
+}
+
+/// The longest name or address of a node, bytes.
+const MAX_ADDRESS_BYTES: usize = 256;
+
+impl NodeRecord {
+    /// Refuses a node that could not be told apart or not be reached.
+    pub(super) fn check(&self) -> Result<(), Reject> {
+        if self.node == NodeId(0) {
+            return Err(Reject::invalid("a node's id is not 0"));
+        }
+        if self.peer_address.is_empty() || self.client_address.is_empty() {
+            return Err(Reject::invalid("a node needs an address for peers and one for clients, each host:port"));
+        }
+        let texts = [&self.name, &self.peer_address, &self.client_address, &self.http_address];
+        if texts.iter().any(|text| text.len() > MAX_ADDRESS_BYTES) {
+            return Err(Reject::invalid(format!("names and addresses of a node have at most {MAX_ADDRESS_BYTES} bytes")));
+        }
+        Ok(())
     }
 }

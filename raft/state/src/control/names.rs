@@ -10,7 +10,7 @@ use crate::records::{Changes, Record, Records};
 /// The most names of a kind.
 pub(super) const MAX_NAMES: usize = 65_536;
 /// The longest name of a queue, role, agent or collection, bytes.
-pub(super) const MAX_NAME_BYTES: usize = 128;
+pub const MAX_NAME_BYTES: usize = 128;
 
 /// Refuses an empty or overlong name and one with control characters in it.
 pub(super) fn check_name(what: &str, name: &str) -> Result<(), Reject> {

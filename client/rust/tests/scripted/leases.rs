@@ -1,0 +1,190 @@
+//! The lease: the agent stops before the cluster may give its tasks away, and keeps the lease while handlers block.
+
+use std::sync::mpsc as blocking;
+use std::time::Duration;
+
+use futures::executor::block_on;
+use quorate_client::v1::work_request::Frame as Out;
+use quorate_client::{Agent, Client, Output};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_stream::wrappers::TcpListenerStream;
+
+use crate::agents::writer;
+use crate::fake::{Network, Seen, WorkStream, either, services, soon};
+
+const TTL: Duration = Duration::from_secs(10);
+
+/// Tells when it is dropped.
+struct Tell(Option<oneshot::Sender<Instant>>);
+
+impl Drop for Tell {
+    fn drop(&mut self) {
+        if let Some(tell) = self.0.take() {
+            let _ = tell.send(Instant::now());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_is_not_renewed_is_given_up_before_the_session_can_expire() {
+    let network = Network::default();
+    let (mut a, mut b) = (network.node("a:1"), network.node("b:1"));
+    let (dropped, was_dropped) = oneshot::channel();
+    let tell = std::sync::Mutex::new(Some(dropped));
+    let agent = writer(&network, &["a:1", "b:1"])
+        .handler(move |_| {
+            let tell = Tell(tell.lock().unwrap().take());
+            async move {
+                let _tell = tell;
+                std::future::pending().await
+            }
+        })
+        .start()
+        .unwrap();
+    let (first, Seen::Work(mut stream)) = soon(either(&mut a, &mut b)).await else { panic!("a stream") };
+    let opened_at = Instant::now();
+    stream.open(77).await;
+    stream.grant([1]);
+    // One heartbeat is acknowledged; from then on the node hears the agent but cannot reach its leader.
+    let Out::Heartbeat(beat) = stream.any_frame().await else { panic!("a heartbeat") };
+    let renewed_at = Instant::now();
+    assert!(renewed_at - opened_at <= TTL / 4 && beat.seq > 0);
+    stream.acknowledge(beat.seq);
+
+    // Half of the lease later the agent looks for a better node; none will do.
+    let (second, Seen::Work(mut deaf)) = soon(either(&mut a, &mut b)).await else { panic!("a stream") };
+    assert_ne!(first, second);
+    assert!(renewed_at.elapsed() <= TTL / 2 + Duration::from_millis(50), "{:?}", renewed_at.elapsed());
+    assert_eq!(deaf.resume(Vec::new()).await.holding.len(), 1);
+
+    let given_up_at = soon(was_dropped).await.unwrap();
+    let after = given_up_at - renewed_at;
+    assert!(after < TTL, "given up {after:?} after the last renewal, the session may live {TTL:?}");
+    assert!(after >= TTL * 8 / 10, "not before it must: {after:?}");
+
+    // Then it begins anew.
+    loop {
+        let (_, Seen::Work(mut stream)) = soon(either(&mut a, &mut b)).await else { panic!("a stream") };
+        if let Out::Open(_) = stream.any_frame().await {
+            break;
+        }
+    }
+    let stats = agent.stats();
+    assert_eq!((stats.lost, stats.completed, stats.running), (1, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blocking_handler_is_signalled_and_its_late_result_is_refused() {
+    let network = Network::default();
+    let mut node = network.node("a:1");
+    let (start, mut started) = mpsc::unbounded_channel();
+    let (signal, mut signalled) = mpsc::unbounded_channel();
+    let (release, may_return) = blocking::channel::<()>();
+    let may_return = std::sync::Mutex::new(may_return);
+    let agent = writer(&network, &["a:1"])
+        .blocking_handler(move |attempt| {
+            let _ = start.send(attempt.task_id);
+            block_on(attempt.cancelled().cancelled());
+            let _ = signal.send(attempt.task_id);
+            may_return.lock().unwrap().recv().unwrap();
+            Ok(Output::new("too late"))
+        })
+        .start()
+        .unwrap();
+    let mut stream = soon(node.work()).await;
+    stream.open(77).await;
+    stream.grant([1]);
+    // The paused clock stands still while a blocking handler runs, so the test moves it.
+    started.recv().await.unwrap();
+    let mut waited = Duration::ZERO;
+    while signalled.try_recv().is_err() {
+        assert!(waited < TTL, "not signalled within the time to live");
+        tokio::time::advance(Duration::from_millis(100)).await;
+        waited += Duration::from_millis(100);
+        // The handler is woken on its own thread; let that run before the clock moves on.
+        let stats = agent.stats();
+        if stats.lost == 1 {
+            signalled.recv().await.unwrap();
+            break;
+        }
+    }
+    assert_eq!(agent.stats().lost, 1);
+    release.send(()).unwrap();
+    let mut reopened = loop {
+        let mut stream = soon(node.work()).await;
+        match stream.any_frame().await {
+            Out::Resume(_) => {}
+            Out::Open(_) => break stream,
+            other => panic!("{other:?}"),
+        }
+    };
+    reopened.say(quorate_client::v1::work_response::Frame::Opened(quorate_client::v1::SessionOpened {
+        session_id: 78,
+        ttl_ms: 10_000,
+        lost: Vec::new(),
+    }));
+    while agent.stats().refused == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(agent.stats().completed, 0);
+}
+
+/// A node over real TCP on a runtime of its own, which tells the heartbeats that it has acknowledged after the grant.
+fn node_on_a_thread(beats: blocking::Sender<u64>, finished: blocking::Sender<()>) -> String {
+    let (tell_address, address) = blocking::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            tell_address.send(listener.local_addr().unwrap().to_string()).unwrap();
+            let (seen, mut calls) = mpsc::unbounded_channel();
+            tokio::spawn(services(seen).serve_with_incoming(TcpListenerStream::new(listener)));
+            let Some(Seen::Work(mut stream)) = calls.recv().await else { panic!("a stream") };
+            stream.open(77).await;
+            stream.grant([1]);
+            let stream: &mut WorkStream = &mut stream;
+            loop {
+                match stream.any_frame().await {
+                    Out::Heartbeat(beat) => {
+                        stream.acknowledge(beat.seq);
+                        let _ = beats.send(beat.seq);
+                    }
+                    Out::Finish(batch) => {
+                        stream.ack(&batch.items);
+                        let _ = finished.send(());
+                    }
+                    Out::Close(_) => return,
+                    other => panic!("{other:?}"),
+                }
+            }
+        });
+    });
+    address.recv().unwrap()
+}
+
+#[test]
+fn a_handler_that_blocks_its_runtime_does_not_stop_the_heartbeats() {
+    let (tell_beats, beats) = blocking::channel();
+    let (tell_finished, finished) = blocking::channel();
+    let address = node_on_a_thread(tell_beats, tell_finished);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let beats = std::sync::Mutex::new(beats);
+    runtime.block_on(async move {
+        let client = Client::connect([address]).unwrap();
+        let agent = Agent::builder(&client, "w1")
+            .role("writer")
+            .ttl(Duration::from_secs(1))
+            .handler(move |_| {
+                // Blocks the only thread of this runtime for longer than the time to live: 5 heartbeats at a quarter of it.
+                let seqs: Vec<u64> = (0..5).map(|_| beats.lock().unwrap().recv().unwrap()).collect();
+                async move { Ok(Output::new(format!("{seqs:?}"))) }
+            })
+            .start()
+            .unwrap();
+        tokio::task::spawn_blocking(move || finished.recv().unwrap()).await.unwrap();
+        assert_eq!(agent.stats().lost, 0);
+        agent.shutdown().await;
+    });
+}

@@ -1,0 +1,173 @@
+//! The next change of a group's voters, as a pure function.
+//!
+//! A group has an odd number of voters wherever that is possible, because an even one survives no more failures and
+//! needs one more acknowledgement. So voters change from one odd set to the next in one joint change.
+
+use std::collections::BTreeSet;
+
+use quorate_raft::{GroupView, ReplicaId};
+
+/// How far behind the leader's log a learner may be and still count as caught up: it gets the rest during the change.
+const CAUGHT_UP_WITHIN: u64 = 200;
+
+/// What the leader of a group is to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// All is as it should be, or something must happen elsewhere first.
+    Nothing,
+    /// Make these the voters; also finishes a joint membership that was left behind.
+    Change(BTreeSet<ReplicaId>),
+    /// Hand leadership to this voter, because the leader is to go.
+    Transfer(ReplicaId),
+}
+
+/// The voters that a group should have now: of `eligible` (in order of preference) the voters of today and the learners
+/// that are caught up, the largest odd number up to `most`. A voter of today is preferred to a learner.
+///
+/// Returns the voters of today if nothing eligible is there yet, or if fewer would remain than the eligible ones allow
+/// once they are caught up.
+pub fn wanted_voters(view: &GroupView, eligible: &[ReplicaId], most: usize) -> BTreeSet<ReplicaId> {
+    let target = largest_odd(eligible.len().min(most));
+    let voters = eligible.iter().filter(|replica| view.voters.contains(*replica));
+    let learners = eligible.iter().filter(|replica| !view.voters.contains(*replica) && is_caught_up(view, **replica));
+    let ready: Vec<ReplicaId> = voters.chain(learners).copied().collect();
+    let staying = ready.iter().filter(|replica| view.voters.contains(*replica)).count();
+    let count = largest_odd(ready.len().min(target));
+    // Fewer than the target is right only while it takes nothing away: a learner that catches up comes later, and
+    // whoever is to go waits for it.
+    if count == 0 || (count < target && count < staying.max(view.voters.len())) {
+        return view.voters.clone();
+    }
+    ready.into_iter().take(count).collect()
+}
+
+/// The step from the voters of today towards `wanted`, seen by the leader `me`.
+pub fn next_step(view: &GroupView, me: ReplicaId, wanted: &BTreeSet<ReplicaId>) -> Step {
+    if wanted.is_empty() {
+        return Step::Nothing;
+    }
+    if view.joint {
+        let mut target = wanted.clone();
+        target.insert(me);
+        return Step::Change(target);
+    }
+    if *wanted == view.voters {
+        return Step::Nothing;
+    }
+    if wanted.contains(&me) {
+        return Step::Change(wanted.clone());
+    }
+    // The leader is to go. It hands over first, so that no write waits for an election.
+    let heir = wanted.intersection(&view.voters).max_by_key(|replica| view.matched.get(*replica)).copied();
+    match heir {
+        Some(heir) => Step::Transfer(heir),
+        None => {
+            let mut target = wanted.clone();
+            target.insert(me);
+            if target == view.voters { Step::Nothing } else { Step::Change(target) }
+        }
+    }
+}
+
+/// Whether the leader knows that the replica has almost all of its log.
+pub fn is_caught_up(view: &GroupView, replica: ReplicaId) -> bool {
+    view.matched.get(&replica).is_some_and(|matched| *matched > 0 && matched + CAUGHT_UP_WITHIN >= view.last_position)
+}
+
+/// The largest odd number that is not above `count`; 0 for 0.
+pub fn largest_odd(count: usize) -> usize {
+    if count.is_multiple_of(2) { count.saturating_sub(1) } else { count }
+}
+
+/// A majority of `count`.
+pub fn majority(count: usize) -> usize {
+    count / 2 + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn view(voters: &[ReplicaId], matched: &[(ReplicaId, u64)]) -> GroupView {
+        GroupView {
+            voters: voters.iter().copied().collect(),
+            matched: matched.iter().copied().collect::<BTreeMap<_, _>>(),
+            last_position: 1_000,
+            ..GroupView::default()
+        }
+    }
+
+    fn set(replicas: &[ReplicaId]) -> BTreeSet<ReplicaId> {
+        replicas.iter().copied().collect()
+    }
+
+    #[test]
+    fn one_grows_to_three_only_when_two_learners_are_caught_up() {
+        let one_ready = view(&[1], &[(1, 1_000), (2, 1_000), (3, 10)]);
+        assert_eq!(wanted_voters(&one_ready, &[1, 2, 3], 5), set(&[1]));
+        let both = view(&[1], &[(1, 1_000), (2, 950), (3, 900)]);
+        let wanted = wanted_voters(&both, &[1, 2, 3], 5);
+        assert_eq!(wanted, set(&[1, 2, 3]));
+        assert_eq!(next_step(&both, 1, &wanted), Step::Change(set(&[1, 2, 3])));
+    }
+
+    #[test]
+    fn two_eligible_make_one_voter_and_five_make_at_most_the_most() {
+        let two = view(&[1], &[(1, 1_000), (2, 1_000)]);
+        assert_eq!(wanted_voters(&two, &[1, 2], 5), set(&[1]));
+        let all: Vec<_> = (1..=7).map(|replica| (replica, 1_000)).collect();
+        assert_eq!(wanted_voters(&view(&[1, 2, 3], &all), &[1, 2, 3, 4, 5, 6, 7], 5).len(), 5);
+        assert_eq!(wanted_voters(&view(&[1, 2, 3], &all), &[1, 2, 3, 4, 5, 6, 7], 3), set(&[1, 2, 3]));
+    }
+
+    #[test]
+    fn a_leader_that_goes_hands_over_to_the_voter_that_has_most() {
+        let view = view(&[1, 2, 3], &[(1, 1_000), (2, 900), (3, 1_000)]);
+        let wanted = wanted_voters(&view, &[2, 3], 3);
+        assert_eq!(wanted.len(), 1);
+        assert_eq!(next_step(&view, 1, &set(&[2, 3])), Step::Transfer(3));
+        assert_eq!(next_step(&view, 2, &set(&[2])), Step::Change(set(&[2])));
+    }
+
+    #[test]
+    fn a_single_leader_that_goes_takes_its_heir_in_first() {
+        let alone = view(&[1], &[(1, 1_000), (2, 1_000)]);
+        let wanted = wanted_voters(&alone, &[2], 3);
+        assert_eq!(wanted, set(&[2]));
+        assert_eq!(next_step(&alone, 1, &wanted), Step::Change(set(&[1, 2])));
+        let together = view(&[1, 2], &[(1, 1_000), (2, 1_000)]);
+        assert_eq!(next_step(&together, 1, &wanted), Step::Transfer(2));
+        assert_eq!(next_step(&together, 2, &wanted), Step::Change(set(&[2])));
+    }
+
+    #[test]
+    fn nobody_goes_before_the_one_that_takes_its_place_is_caught_up() {
+        let behind = view(&[1, 2, 3], &[(1, 1_000), (2, 1_000), (3, 1_000), (4, 5)]);
+        assert_eq!(wanted_voters(&behind, &[1, 2, 4], 3), set(&[1, 2, 3]));
+        let ready = view(&[1, 2, 3], &[(1, 1_000), (2, 1_000), (3, 1_000), (4, 1_000)]);
+        assert_eq!(wanted_voters(&ready, &[1, 2, 4], 3), set(&[1, 2, 4]));
+    }
+
+    #[test]
+    fn a_joint_membership_is_finished_even_if_nothing_else_is_to_do() {
+        let mut joint = view(&[1, 2, 3], &[(1, 1_000), (2, 1_000), (3, 1_000)]);
+        joint.joint = true;
+        assert_eq!(next_step(&joint, 1, &set(&[1, 2, 3])), Step::Change(set(&[1, 2, 3])));
+    }
+
+    #[test]
+    fn with_nothing_eligible_nothing_changes() {
+        let view = view(&[1], &[(1, 1_000)]);
+        let wanted = wanted_voters(&view, &[], 3);
+        assert_eq!(wanted, set(&[1]));
+        assert_eq!(next_step(&view, 1, &wanted), Step::Nothing);
+    }
+
+    #[test]
+    fn odd_numbers_and_majorities() {
+        assert_eq!([0, 1, 2, 3, 4, 5].map(largest_odd), [0, 1, 1, 3, 3, 5]);
+        assert_eq!([1, 2, 3, 4, 5].map(majority), [1, 2, 2, 3, 3]);
+    }
+}

@@ -1,0 +1,75 @@
+//! What every call of a client says of itself: until when it waits, and under which id it may be sent again.
+
+use std::time::Duration;
+
+use quorate_api::limits;
+use quorate_state::RequestId;
+use tokio::time::Instant;
+use tonic::metadata::MetadataMap;
+use uuid::Uuid;
+
+use crate::error::Error;
+
+/// A call whose deadline is farther away ends after so long.
+const LONGEST_CALL: Duration = Duration::from_secs(3_600);
+
+/// The request id of a call; one that names none gets a new one, so that what this node sends twice takes effect once.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` if it is no UUID.
+pub fn request_id(id: &str) -> Result<RequestId, Error> {
+    if id.is_empty() {
+        return Ok(RequestId(Uuid::now_v7().as_u128()));
+    }
+    let parsed = Uuid::try_parse(id).map_err(|_| {
+        Error::invalid("request_id", format!("`request_id` is no UUID: {:?}", id.chars().take(64).collect::<String>()))
+    })?;
+    Ok(RequestId(parsed.as_u128()))
+}
+
+/// When a call must be answered: what its client states, else the default.
+pub fn deadline(metadata: &MetadataMap) -> Instant {
+    let stated = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(parse_timeout);
+    Instant::now() + stated.unwrap_or(limits::DEADLINE_DEFAULT).min(LONGEST_CALL)
+}
+
+/// The header's format is at most eight digits and a unit.
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let count: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3_600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_of_every_unit_are_read_and_nonsense_is_not() {
+        assert_eq!(parse_timeout("3S"), Some(Duration::from_secs(3)));
+        assert_eq!(parse_timeout("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(parse_timeout("99999999n"), Some(Duration::from_nanos(99_999_999)));
+        assert_eq!(parse_timeout("2M"), Some(Duration::from_secs(120)));
+        for bad in ["", "S", "1", "1x", "123456789S", "-1S", "1é"] {
+            assert_eq!(parse_timeout(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_call_without_an_id_gets_a_new_one_and_nonsense_is_refused() {
+        let given = Uuid::now_v7();
+        assert_eq!(request_id(&given.to_string()), Ok(RequestId(given.as_u128())));
+        let minted = request_id("").expect("a new id");
+        assert!(minted.minted().is_some());
+        let refused = request_id("not an id").expect_err("no UUID");
+        assert_eq!(refused.metadata["field"], "request_id");
+    }
+}

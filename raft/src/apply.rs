@@ -1,0 +1,349 @@
+//! openraft's state machine over a [`Machine`] and its [`StateStore`].
+//!
+//! Committed entries come in batches. A batch is applied entry by entry, its rows and the applied mark reach the store
+//! in one atomic write, then the machine and the proposers are told. The store is not synced for it: after a crash it may
+//! stand at an earlier position, and openraft replays the log from there, which is purged only below a checkpoint.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
+use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, RaftSnapshotBuilder};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::blocking::Blocking;
+use crate::ids::GroupId;
+use crate::machine::{Machine, Reply, RowBatch, RowVisitor, StateStore, StateStores, Table};
+use crate::snapshot::{Checkpoint, CheckpointDirs, Snapshot, SnapshotMeta, decode_mark, encode_mark};
+use crate::types::{Entry, LeaderId, LogId, StoredMembership, TC, position_of};
+
+/// Entries of one batch at most.
+const BATCH_ENTRIES: usize = 1_024;
+/// Counted for an entry beside its payload when the growth of the log is estimated.
+const ENTRY_OVERHEAD_BYTES: u64 = 64;
+
+/// What the adapter tells the rest of the group.
+pub(crate) struct Applied {
+    /// The last applied position.
+    pub(crate) position: watch::Sender<u64>,
+    /// The leader that proposed the last applied entry.
+    pub(crate) leader: watch::Sender<Option<LeaderId>>,
+    /// The current store.
+    pub(crate) store: RwLock<Arc<dyn StateStore>>,
+    /// Bytes applied since the last checkpoint.
+    pub(crate) grown_bytes: AtomicU64,
+    /// Told when that exceeds `limit_bytes`.
+    pub(crate) purge_due: Notify,
+    pub(crate) limit_bytes: u64,
+    /// False until openraft has recovered its state.
+    pub(crate) running: AtomicBool,
+}
+
+impl Applied {
+    pub(crate) fn new(store: Arc<dyn StateStore>, limit_bytes: u64) -> Self {
+        Applied {
+            position: watch::Sender::new(0),
+            leader: watch::Sender::new(None),
+            store: RwLock::new(store),
+            grown_bytes: AtomicU64::new(0),
+            purge_due: Notify::new(),
+            limit_bytes,
+            running: AtomicBool::new(false),
+        }
+    }
+
+    /// Lets go of the store, so that its database can close.
+    pub(crate) fn close_store(&self) {
+        *self.store.write() = Arc::new(ClosedStore);
+    }
+
+    fn publish(&self, at: &LogId) {
+        self.position.send_replace(at.index);
+        self.leader.send_if_modified(|leader| {
+            let changed = *leader != Some(at.leader_id);
+            *leader = Some(at.leader_id);
+            changed
+        });
+    }
+
+    fn grow(&self, bytes: u64) {
+        let before = self.grown_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before < self.limit_bytes && before + bytes >= self.limit_bytes {
+            self.purge_due.notify_one();
+        }
+    }
+}
+
+/// Held by everything that may use the group's database; told when the last of them is gone.
+pub(crate) type Lease = Arc<oneshot::Sender<()>>;
+
+/// The state machine of one group.
+pub(crate) struct Adapter {
+    group: GroupId,
+    /// `None` only while a snapshot is being installed, and after that has failed. Never locked: the mutex makes a
+    /// machine that is only `Send` one that may be seen from elsewhere, which openraft demands and does not do.
+    machine: Mutex<Option<Box<dyn Machine>>>,
+    store: Arc<dyn StateStore>,
+    states: Arc<dyn StateStores>,
+    applied: Arc<Applied>,
+    dirs: CheckpointDirs,
+    blocking: Blocking,
+    meta: SnapshotMeta,
+    /// The newest checkpoint.
+    newest: Arc<Mutex<Option<Snapshot>>>,
+    /// The last field, so that it is dropped after the store.
+    lease: Lease,
+}
+
+/// What [`Adapter::open`] needs.
+pub(crate) struct AdapterParts {
+    pub(crate) group: GroupId,
+    pub(crate) machine: Box<dyn Machine>,
+    pub(crate) states: Arc<dyn StateStores>,
+    pub(crate) dirs: CheckpointDirs,
+    pub(crate) blocking: Blocking,
+    pub(crate) limit_bytes: u64,
+    pub(crate) lease: Lease,
+}
+
+impl Adapter {
+    /// Opens the store and loads the machine from it.
+    pub(crate) async fn open(parts: AdapterParts) -> io::Result<(Adapter, Arc<Applied>)> {
+        let AdapterParts { group, mut machine, states, dirs, blocking, limit_bytes, lease } = parts;
+        let opening = states.clone();
+        let opened = blocking.run(move || {
+            let store = opening.open(group)?;
+            let meta = decode_mark(store.applied()?.as_deref())?;
+            machine.load(store.clone(), meta.last_log_id.as_ref().map(position_of)).map_err(io::Error::other)?;
+            Ok((machine, store, meta))
+        });
+        let (machine, store, meta) = opened.await?;
+        let applied = Arc::new(Applied::new(store.clone(), limit_bytes));
+        if let Some(at) = &meta.last_log_id {
+            applied.publish(at);
+        }
+        let adapter = Adapter {
+            group,
+            machine: Mutex::new(Some(machine)),
+            store,
+            states,
+            applied: applied.clone(),
+            dirs,
+            blocking,
+            meta,
+            newest: Arc::default(),
+            lease,
+        };
+        Ok((adapter, applied))
+    }
+
+    fn apply_batch(&mut self, batch: Vec<EntryResponder<TC>>) -> io::Result<()> {
+        let Some(machine) = self.machine.get_mut() else {
+            return Err(io::Error::other("the machine was lost when a snapshot could not be installed"));
+        };
+        let mut rows = RowBatch::default();
+        let mut replies: Vec<(ApplyResponder<TC>, Reply)> = Vec::new();
+        let mut bytes = 0;
+        for (entry, responder) in batch {
+            bytes += ENTRY_OVERHEAD_BYTES + payload_bytes(&entry);
+            let reply = apply_entry(machine.as_mut(), &mut self.meta, entry, &mut rows)?;
+            if let Some(responder) = responder {
+                replies.push((responder, reply));
+            }
+        }
+        let Some(at) = self.meta.last_log_id else { return Ok(()) };
+        self.store.write(&rows, &encode_mark(Some(&at), &self.meta.last_membership))?;
+        machine.applied(position_of(&at));
+        self.applied.publish(&at);
+        for (responder, reply) in replies {
+            responder.send(reply);
+        }
+        self.applied.grow(bytes);
+        Ok(())
+    }
+
+    fn builder(&self) -> Builder {
+        Builder {
+            dir: self.dirs.next(self.group),
+            store: self.store.clone(),
+            states: self.states.clone(),
+            applied: self.applied.clone(),
+            blocking: self.blocking,
+            newest: self.newest.clone(),
+            _lease: self.lease.clone(),
+        }
+    }
+}
+
+fn payload_bytes(entry: &Entry) -> u64 {
+    match &entry.payload {
+        EntryPayload::Normal(proposal) => proposal.0.len() as u64,
+        _ => 0,
+    }
+}
+
+fn apply_entry(
+    machine: &mut dyn Machine,
+    meta: &mut SnapshotMeta,
+    entry: Entry,
+    rows: &mut RowBatch,
+) -> io::Result<Reply> {
+    let reply = match entry.payload {
+        EntryPayload::Blank => Reply::none(),
+        EntryPayload::Normal(proposal) => {
+            machine.apply(position_of(&entry.log_id), &proposal.0, rows).map_err(io::Error::other)?
+        }
+        EntryPayload::Membership(membership) => {
+            meta.last_membership = StoredMembership::new(Some(entry.log_id), membership);
+            Reply::none()
+        }
+    };
+    meta.last_log_id = Some(entry.log_id);
+    Ok(reply)
+}
+
+impl RaftStateMachine<TC> for Adapter {
+    type SnapshotData = Arc<Checkpoint>;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        Ok((self.meta.last_log_id, self.meta.last_membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, entries: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TC>, io::Error>> + Unpin + Send,
+    {
+        let mut chunks = entries.ready_chunks(BATCH_ENTRIES);
+        while let Some(chunk) = chunks.next().await {
+            let batch = chunk.into_iter().collect::<Result<Vec<_>, _>>()?;
+            let bytes: u64 = batch.iter().map(|(entry, _)| payload_bytes(entry)).sum();
+            let blocking = self.blocking;
+            blocking.in_place(bytes as usize, || self.apply_batch(batch)).inspect_err(|error| {
+                tracing::error!(group = %self.group, %error, "an entry could not be applied; the group stops on this node");
+            })?;
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        self.builder()
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Arc<Checkpoint>) -> io::Result<()> {
+        let lost = || io::Error::other("the machine was lost when an earlier snapshot could not be installed");
+        let mut machine = self.machine.get_mut().take().ok_or_else(lost)?;
+        self.applied.close_store();
+        let old = std::mem::replace(&mut self.store, Arc::new(ClosedStore));
+        let (states, group, expected) = (self.states.clone(), self.group, meta.clone());
+        let installed = self.blocking.run(move || {
+            let store = replace(&*states, group, old, snapshot.dir(), &expected)?;
+            machine.load(store.clone(), expected.last_log_id.as_ref().map(position_of)).map_err(io::Error::other)?;
+            Ok((machine, store))
+        });
+        let (machine, store) = installed.await.inspect_err(|error| {
+            tracing::error!(group = %self.group, %error, "a snapshot could not be installed; the group stops on this node");
+        })?;
+        *self.machine.get_mut() = Some(machine);
+        *self.applied.store.write() = store.clone();
+        self.store = store;
+        self.meta = meta.clone();
+        *self.newest.lock() = None;
+        self.applied.grown_bytes.store(0, Ordering::Relaxed);
+        if let Some(at) = &meta.last_log_id {
+            self.applied.publish(at);
+        }
+        Ok(())
+    }
+
+    /// The newest checkpoint; one is made when there is none, for that is asked only when a peer needs it.
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
+        let newest = self.newest.lock().clone();
+        if newest.is_some() || !self.applied.running.load(Ordering::Acquire) || self.meta.last_log_id.is_none() {
+            return Ok(newest);
+        }
+        self.builder().build_snapshot().await.map(Some)
+    }
+}
+
+fn replace(
+    states: &dyn StateStores,
+    group: GroupId,
+    old: Arc<dyn StateStore>,
+    dir: &Path,
+    expected: &SnapshotMeta,
+) -> io::Result<Arc<dyn StateStore>> {
+    let found = decode_mark(states.applied_of(dir)?.as_deref())?;
+    if found != *expected {
+        let text = format!("the snapshot says that it reflects {expected}, its files reflect {found}");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    states.replace(group, old, dir)
+}
+
+/// Makes one checkpoint, beside apply.
+pub(crate) struct Builder {
+    dir: std::path::PathBuf,
+    store: Arc<dyn StateStore>,
+    states: Arc<dyn StateStores>,
+    applied: Arc<Applied>,
+    blocking: Blocking,
+    newest: Arc<Mutex<Option<Snapshot>>>,
+    _lease: Lease,
+}
+
+impl RaftSnapshotBuilder<TC> for Builder {
+    type SnapshotData = Arc<Checkpoint>;
+
+    async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
+        let (store, states, dir) = (self.store.clone(), self.states.clone(), self.dir.clone());
+        let grown = self.applied.grown_bytes.load(Ordering::Relaxed);
+        let built = self.blocking.run(move || {
+            let checkpoint = Arc::new(Checkpoint::new(dir.clone()));
+            store.checkpoint(&dir)?;
+            // What the checkpoint says of itself, not what has been applied: apply goes on meanwhile.
+            let meta = decode_mark(states.applied_of(&dir)?.as_deref())?;
+            Ok(Snapshot { meta, snapshot: checkpoint })
+        });
+        let snapshot = built.await?;
+        self.applied.grown_bytes.fetch_sub(grown, Ordering::Relaxed);
+        *self.newest.lock() = Some(snapshot.clone());
+        Ok(snapshot)
+    }
+}
+
+/// Stands where a store was.
+struct ClosedStore;
+
+fn closed<T>() -> io::Result<T> {
+    Err(io::Error::new(io::ErrorKind::NotConnected, "the state store is closed: the group has stopped or takes a snapshot"))
+}
+
+impl StateStore for ClosedStore {
+    fn get(&self, _: Table, _: &[u8]) -> io::Result<Option<Bytes>> {
+        closed()
+    }
+    fn get_many(&self, _: Table, _: &[&[u8]]) -> io::Result<Vec<Option<Bytes>>> {
+        closed()
+    }
+    fn scan(&self, _: Table, _: &[u8], _: &mut RowVisitor<'_>) -> io::Result<()> {
+        closed()
+    }
+    fn write(&self, _: &RowBatch, _: &[u8]) -> io::Result<()> {
+        closed()
+    }
+    fn applied(&self) -> io::Result<Option<Bytes>> {
+        closed()
+    }
+    fn flush(&self) -> io::Result<()> {
+        closed()
+    }
+    fn checkpoint(&self, _: &Path) -> io::Result<()> {
+        closed()
+    }
+}

@@ -1,0 +1,129 @@
+//! The check of a group's log when it is opened.
+//!
+//! Every record above the purged position is read and must be whole, at its position, and chained to the one before.
+//! Where that ends, two stories are possible. A crash in the middle of the last write leaves damage and nothing after it;
+//! what it damaged was never acknowledged, so it is cut off. Damage with a whole record after it was durable
+//! once and is never cut off, because that would be voting on a log with acknowledged entries missing.
+
+use bytes::Bytes;
+
+use crate::engine::{LogEngine, MarkKind};
+use crate::ids::GroupId;
+use crate::log::record::{self, RecordError, SEED};
+use crate::log::state::Opened;
+use crate::log::{LogError, mark};
+use crate::proto;
+use crate::types::{LogId, Vote};
+
+/// Bytes of one read.
+const READ_BYTES: usize = 1 << 20;
+
+/// A log that may be used.
+pub(crate) struct Checked {
+    pub(crate) opened: Opened,
+    /// The first position of a torn end, to be removed.
+    pub(crate) torn_from: Option<u64>,
+}
+
+/// Reads the marks and all records of a group.
+pub(crate) fn check(engine: &dyn LogEngine, group: GroupId) -> Result<Checked, LogError> {
+    let vote: Option<proto::Vote> = mark::read(engine, group, MarkKind::Vote)?;
+    let committed: Option<proto::LogId> = mark::read(engine, group, MarkKind::Committed)?;
+    let purged: Option<proto::PurgedMark> = mark::read(engine, group, MarkKind::Purged)?;
+
+    let mut scan = Scan::new(engine, group, purged.unwrap_or_default());
+    let torn_from = scan.run()?;
+    let mut opened = scan.opened;
+    opened.vote = vote.map(Vote::from);
+    opened.committed = committed.map(LogId::from);
+
+    if let Some(committed) = opened.committed
+        && opened.last.is_none_or(|last| last.index < committed.index)
+    {
+        let last = opened.last.map(|last| last.index);
+        return Err(LogError::Shortened { group, committed: committed.index, last });
+    }
+    Ok(Checked { opened, torn_from })
+}
+
+struct Scan<'a> {
+    engine: &'a dyn LogEngine,
+    group: GroupId,
+    opened: Opened,
+    /// The position that the next record must have; any while nothing was purged and nothing read.
+    next: Option<u64>,
+}
+
+impl<'a> Scan<'a> {
+    fn new(engine: &'a dyn LogEngine, group: GroupId, purged: proto::PurgedMark) -> Self {
+        let purged_crc = if purged.at.is_some() { purged.crc } else { SEED };
+        let purged = purged.at.map(LogId::from);
+        let opened = Opened { purged, last: purged, purged_crc, head_crc: purged_crc, ..Opened::default() };
+        Scan { engine, group, opened, next: purged.map(|purged| purged.index + 1) }
+    }
+
+    /// Goes to the end, or to a torn end whose first position it returns.
+    fn run(&mut self) -> Result<Option<u64>, LogError> {
+        loop {
+            let from = self.next.unwrap_or(0);
+            let records = self.read(from)?;
+            if records.is_empty() {
+                return Ok(None);
+            }
+            for (position, record) in &records {
+                if let Err((at, reason)) = self.take(*position, record) {
+                    return match self.first_whole(at, reason.clone())? {
+                        Some(valid) => Err(LogError::Damaged { group: self.group, position: at, valid, reason }),
+                        None => Ok(Some(at)),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Takes the next record, or says which position is bad and why.
+    fn take(&mut self, position: u64, bytes: &Bytes) -> Result<(), (u64, RecordError)> {
+        if let Some(next) = self.next
+            && position != next
+        {
+            return Err((next, RecordError::Missing));
+        }
+        let record = record::decode(self.group, position, bytes).map_err(|error| (position, error))?;
+        if record.previous != self.opened.head_crc {
+            return Err((position, RecordError::Unchained));
+        }
+        if self.next.is_none() {
+            self.opened.start = position;
+        }
+        self.next = Some(position + 1);
+        self.opened.last = Some(record.entry.log_id);
+        self.opened.head_crc = record.crc;
+        self.opened.log_bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// The first position after damage at `bad` that has a whole record, chained or not. A record that is itself whole but
+    /// unchained counts: what it was chained to is gone.
+    fn first_whole(&self, bad: u64, reason: RecordError) -> Result<Option<u64>, LogError> {
+        if matches!(reason, RecordError::Unchained) {
+            return Ok(Some(bad));
+        }
+        let mut from = bad;
+        loop {
+            let records = self.read(from)?;
+            let Some((end, _)) = records.last() else { return Ok(None) };
+            from = end + 1;
+            for (position, bytes) in &records {
+                if record::decode(self.group, *position, bytes).is_ok() {
+                    return Ok(Some(*position));
+                }
+            }
+        }
+    }
+
+    fn read(&self, from: u64) -> Result<Vec<(u64, Bytes)>, LogError> {
+        self.engine
+            .read(self.group, from, u64::MAX, READ_BYTES)
+            .map_err(|source| LogError::Unreadable { group: self.group, position: from, source })
+    }
+}

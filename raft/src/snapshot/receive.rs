@@ -1,0 +1,174 @@
+//! The receiving side of a snapshot.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+
+use super::{Checkpoint, Snapshot, meta_of};
+use crate::blocking::Blocking;
+use crate::group::Running;
+use crate::proto;
+use crate::proto::snapshot_frame::Frame;
+use crate::proto::snapshot_reply::Reply;
+use crate::transport::Sender;
+
+type Replies = mpsc::Sender<Result<proto::SnapshotReply, Status>>;
+
+/// What has arrived of one snapshot. Kept between connections, so that a broken one costs only the file it broke in.
+pub(crate) struct Receiving {
+    files: Vec<proto::SnapshotFile>,
+    verified: Vec<bool>,
+    dir: PathBuf,
+}
+
+impl Receiving {
+    fn missing(&self) -> Option<&str> {
+        let missing = self.verified.iter().position(|verified| !verified)?;
+        Some(&self.files[missing].name)
+    }
+}
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        if !self.dir.as_os_str().is_empty() {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+/// Receives one snapshot for `group`, installs it and answers. What was verified stays for the next attempt when the
+/// stream breaks.
+pub(crate) async fn receive_snapshot(
+    group: Arc<Running>,
+    begin: proto::SnapshotBegin,
+    sender: Sender,
+    mut frames: Streaming<proto::SnapshotFrame>,
+    replies: Replies,
+) {
+    // One at a time: a second stream waits until the first, which may be from an earlier leader, has ended.
+    let mut slot = group.receiving.lock().await;
+    let reply = match receive(&group, &mut slot, begin, &sender, &mut frames, &replies).await {
+        Ok(reply) => reply,
+        Err(error) => {
+            tracing::warn!(group = %group.id, %error, "a snapshot was not received");
+            Reply::Refused(error.to_string())
+        }
+    };
+    // The sender may be gone.
+    let _ = replies.send(Ok(proto::SnapshotReply { reply: Some(reply) })).await;
+}
+
+async fn receive(
+    group: &Running,
+    slot: &mut Option<Receiving>,
+    begin: proto::SnapshotBegin,
+    sender: &Sender,
+    frames: &mut Streaming<proto::SnapshotFrame>,
+    replies: &Replies,
+) -> io::Result<Reply> {
+    let vote = begin.vote.ok_or_else(|| wrong("a snapshot without a vote"))?;
+    let meta = meta_of(begin.mark.ok_or_else(|| wrong("a snapshot without a mark"))?)?;
+    let receiving = resume(group, slot, begin.files)?;
+    let verified = receiving.verified.iter().enumerate().filter(|(_, verified)| **verified);
+    let have = proto::SnapshotHave { files: verified.map(|(place, _)| place as u32).collect() };
+    let have = proto::SnapshotReply { reply: Some(Reply::Have(have)) };
+    replies.send(Ok(have)).await.map_err(|_| wrong("the sender is gone"))?;
+    let mut current: Option<Incoming> = None;
+    loop {
+        let frame = frames.message().await.map_err(io::Error::other)?;
+        sender.check().map_err(io::Error::other)?;
+        match frame.and_then(|frame| frame.frame) {
+            Some(Frame::Chunk(chunk)) => accept(group.blocking, receiving, &mut current, chunk).await?,
+            Some(Frame::End(_)) => break,
+            Some(Frame::Begin(_)) => return Err(wrong("a second beginning")),
+            None => return Err(wrong("the stream ended before the snapshot did")),
+        }
+    }
+    if let Some(missing) = receiving.missing() {
+        return Err(wrong(&format!("the file {missing} is missing")));
+    }
+    let dir = std::mem::take(&mut receiving.dir);
+    *slot = None;
+    group.blocking.run({
+        let dir = dir.clone();
+        move || File::open(dir)?.sync_all()
+    }).await?;
+    let snapshot = Snapshot { meta, snapshot: Arc::new(Checkpoint::new(dir)) };
+    let installed = group.raft.install_full_snapshot(vote.into(), snapshot).await;
+    let installed = installed.map_err(|error| io::Error::other(error.to_string()))?;
+    Ok(Reply::Installed((&installed.vote).into()))
+}
+
+/// What is here of a snapshot with these files, or an empty start.
+fn resume<'a>(
+    group: &Running,
+    slot: &'a mut Option<Receiving>,
+    files: Vec<proto::SnapshotFile>,
+) -> io::Result<&'a mut Receiving> {
+    for file in &files {
+        let plain = Path::new(&file.name).components().count() == 1 && !file.name.contains(['/', '\\']);
+        if !plain || file.name.starts_with("..") {
+            return Err(wrong(&format!("the file name {:?} is not a plain one", file.name)));
+        }
+    }
+    if slot.as_ref().is_none_or(|receiving| receiving.files != files) {
+        // The old directory goes before the store may reuse its place.
+        *slot = None;
+        let dir = group.states.staging(group.id)?;
+        *slot = Some(Receiving { verified: vec![false; files.len()], files, dir });
+    }
+    slot.as_mut().ok_or_else(|| wrong("no place for the snapshot"))
+}
+
+/// The file that is arriving.
+struct Incoming {
+    place: u32,
+    writer: File,
+    length: u64,
+    crc: u32,
+}
+
+async fn accept(
+    blocking: Blocking,
+    receiving: &mut Receiving,
+    current: &mut Option<Incoming>,
+    chunk: proto::SnapshotChunk,
+) -> io::Result<()> {
+    let place = chunk.file;
+    let expected = receiving.files.get(place as usize).ok_or_else(|| wrong("a chunk of an unknown file"))?.clone();
+    let incoming = current.take().filter(|incoming| incoming.place == place);
+    let path = receiving.dir.join(&expected.name);
+    let written = blocking.run(move || {
+        let mut incoming = match incoming {
+            Some(incoming) => incoming,
+            None => Incoming { place, writer: File::create(path)?, length: 0, crc: 0 },
+        };
+        incoming.length += chunk.data.len() as u64;
+        if incoming.length > expected.length {
+            return Err(wrong(&format!("the file {} is longer than its manifest says", expected.name)));
+        }
+        incoming.crc = crc32c::crc32c_append(incoming.crc, &chunk.data);
+        incoming.writer.write_all(&chunk.data)?;
+        if incoming.length < expected.length {
+            return Ok(Some(incoming));
+        }
+        if incoming.crc != expected.crc {
+            return Err(wrong(&format!("the file {} does not match its checksum", expected.name)));
+        }
+        incoming.writer.sync_all()?;
+        Ok(None)
+    });
+    match written.await? {
+        Some(incoming) => *current = Some(incoming),
+        None => receiving.verified[place as usize] = true,
+    }
+    Ok(())
+}
+
+fn wrong(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
+}

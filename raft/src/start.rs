@@ -1,0 +1,128 @@
+//! How a group is started: store, machine, log, then openraft with our settings, then the tasks around it.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use openraft::{Config, Raft, SnapshotPolicy};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::apply::{Adapter, AdapterParts};
+use crate::group::{Leadership, Running, run_leadership};
+use crate::groups::{GroupConfig, Inner, OpenError};
+use crate::ids::{GroupId, ReplicaId};
+use crate::machine::Machine;
+use crate::purge::run_purge;
+use crate::reads::run_reads;
+use crate::timers::Timers;
+use crate::transport::Networks;
+
+/// Entries of one append; the log's reader cuts at a megabyte before.
+const MAX_PAYLOAD_ENTRIES: u64 = 1_024;
+/// Entries that are written at once.
+const MAX_APPEND_ENTRIES: u64 = 4_096;
+/// A follower that is further behind gets a snapshot.
+const LAG_THRESHOLD: u64 = 50_000;
+/// The patience with a snapshot that does not move. openraft's default of 200 ms never ends.
+const INSTALL_SNAPSHOT_TIMEOUT_MS: u64 = 60_000;
+
+/// Starts a group and enters it into the directory. Must run on Raft's runtime.
+pub(crate) async fn start(
+    inner: &Inner,
+    group: GroupId,
+    replica: ReplicaId,
+    machine: Box<dyn Machine>,
+    config: GroupConfig,
+) -> Result<Arc<Running>, OpenError> {
+    let timers = config.timers.unwrap_or(inner.config.timers);
+    let settings = Arc::new(settings(group, timers, inner.config.purge_tail)?);
+    let log = inner.log.open_group(group, replica).await?;
+    let reader = log.reader();
+    let (lease, released) = oneshot::channel();
+    let parts = AdapterParts {
+        group,
+        machine,
+        states: inner.states.clone(),
+        dirs: inner.dirs.clone(),
+        blocking: inner.blocking,
+        limit_bytes: inner.config.snapshot_log_bytes,
+        lease: Arc::new(lease),
+    };
+    let unusable = |reason: String| OpenError::Unusable { group, reason };
+    let (adapter, applied) = Adapter::open(parts).await.map_err(|error: io::Error| unusable(error.to_string()))?;
+    let hurry = Arc::new(AtomicBool::new(false));
+    let networks = Networks {
+        group,
+        replica,
+        links: inner.links.clone(),
+        blocking: inner.blocking,
+        snapshot_bytes_per_s: inner.config.snapshot_bytes_per_s,
+        hurry: hurry.clone(),
+    };
+    let raft = Raft::build(replica, settings, networks, log, adapter).await;
+    let raft = raft.map_err(|error| unusable(error.to_string()))?;
+    applied.grown_bytes.store(reader.bytes(), Ordering::Relaxed);
+    applied.running.store(true, Ordering::Release);
+    let (reads, asked) = mpsc::unbounded_channel();
+    let running = Arc::new(Running {
+        id: group,
+        replica,
+        raft,
+        applied,
+        log: reader,
+        states: inner.states.clone(),
+        links: inner.links.clone(),
+        timers,
+        blocking: inner.blocking,
+        leadership: watch::Sender::new(Leadership::default()),
+        reads,
+        hurry,
+        receiving: tokio::sync::Mutex::default(),
+        stop: CancellationToken::new(),
+        released: Mutex::new(Some(released)),
+    });
+    // Peers may reach the group from here on; it may campaign only after that.
+    inner.directory.insert(running.clone());
+    running.raft.run();
+    spawn(&running, run_leadership(running.clone()));
+    spawn(&running, run_reads(running.clone(), asked));
+    spawn(&running, run_purge(running.clone()));
+    Ok(running)
+}
+
+fn spawn(running: &Running, task: impl Future<Output = ()> + Send + 'static) {
+    let stop = running.stop.clone();
+    tokio::spawn(async move { stop.run_until_cancelled(task).await });
+}
+
+fn settings(group: GroupId, timers: Timers, purge_tail: u64) -> Result<Config, OpenError> {
+    if !timers.is_sane() {
+        let reason = format!("{timers:?} of group {group}: the election times must be at least twice the heartbeat and apart");
+        return Err(OpenError::Settings { reason });
+    }
+    let Timers { heartbeat_ms, election_min_ms, election_max_ms } = timers;
+    // Under load appends are heartbeat enough; two intervals and a tick must still fit into the least election time.
+    let quiet = 2 * heartbeat_ms + heartbeat_ms / 4 + 1 < election_min_ms;
+    let config = Config {
+        cluster_name: group.to_string(),
+        heartbeat_interval: heartbeat_ms,
+        heartbeat_min_interval: quiet.then_some(heartbeat_ms),
+        election_timeout_min: election_min_ms,
+        election_timeout_max: election_max_ms,
+        enable_pre_vote: Some(true),
+        enable_leader_restore: Some(false),
+        quorum_loss_probe_interval: Some(2 * election_max_ms),
+        max_payload_entries: MAX_PAYLOAD_ENTRIES,
+        max_append_entries: Some(MAX_APPEND_ENTRIES),
+        replication_lag_threshold: LAG_THRESHOLD,
+        install_snapshot_timeout: INSTALL_SNAPSHOT_TIMEOUT_MS,
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: purge_tail,
+        purge_batch_size: 1,
+        allow_log_reversion: None,
+        ..Config::default()
+    };
+    config.validate().map_err(|error| OpenError::Settings { reason: format!("group {group}: {error}") })
+}

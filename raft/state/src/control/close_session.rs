@@ -1,0 +1,48 @@
+//! `CloseSession`: a session ends in good order and gives back what it runs. Nothing has failed.
+
+use super::Control;
+use super::command::{Effect, Reply};
+use super::step::Step;
+use super::tasks::Stage;
+use crate::{Reject, SessionId};
+
+impl Control {
+    pub(super) fn close_session(&mut self, step: &mut Step, session: SessionId) -> Result<Reply, Reject> {
+        if self.sessions.get(session).is_none() {
+            return Err(Reject::SessionNotFound { session });
+        }
+        for task in self.take_attempts(step, session) {
+            self.tasks.change(task, &mut step.changes, |task| task.stage = Stage::Ready);
+        }
+        self.sessions.end(session, &mut step.changes);
+        step.effects.push(Effect::SessionEnded { session });
+        Ok(Reply::Done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::control::testing::Cluster;
+    use crate::control::{Command, Effect, Reply, TaskState};
+    use crate::{Reject, SessionId};
+
+    #[test]
+    fn gives_back_what_it_runs_without_a_failure() {
+        let mut cluster = Cluster::of(1);
+        let (id, session, token) = cluster.granted();
+        let outcome = cluster.outcome(vec![Command::CloseSession { session }]);
+        assert_eq!(outcome.replies, [Ok(Reply::Done)]);
+        assert_eq!(outcome.effects[0], Effect::AttemptLost { session, task: id, token });
+        let view = cluster.state.task(id).expect("live");
+        assert_eq!((view.state, view.attempts, view.failures), (TaskState::Ready, 1, 0));
+        let late = Command::Complete { task: id, token, result: vec![], children: vec![] };
+        assert_eq!(cluster.run(late), Err(Reject::StaleToken { task: id }));
+    }
+
+    #[test]
+    fn refuses_a_session_that_is_not_there() {
+        let never = SessionId(4);
+        let refused = Cluster::of(1).run(Command::CloseSession { session: never });
+        assert_eq!(refused, Err(Reject::SessionNotFound { session: never }));
+    }
+}

@@ -1,0 +1,186 @@
+//! Leaders that die, networks that are cut, replicas that fall behind.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use quorate_raft::{Group, ProposeError, ReadError};
+
+use crate::cluster::{Cluster, LONG, number, stored_sum};
+
+const NO_PURGE: u64 = 1 << 30;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_survives_the_death_of_the_leader() {
+    let mut cluster = Cluster::start(3, 3, NO_PURGE).await;
+    let mut sum = 0;
+    for value in 1..=50 {
+        sum += value;
+        assert_eq!(cluster.add(&[1, 2, 3], value).await, sum);
+    }
+    let dead = cluster.leader(&[1, 2, 3]).await.number;
+    cluster.kill(dead).await;
+    let rest: Vec<usize> = (1..=3).filter(|number| *number != dead).collect();
+    for value in 1..=50 {
+        sum += value;
+        assert_eq!(cluster.add(&rest, value).await, sum);
+    }
+    cluster.boot(dead).await;
+    cluster.converge(&[1, 2, 3], sum).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn submitted_proposals_keep_their_order() {
+    let cluster = Cluster::start(3, 3, NO_PURGE).await;
+    let leader = cluster.leader(&[1, 2, 3]).await;
+    let mut pending = Vec::new();
+    for _ in 0..500 {
+        pending.push(leader.group.submit(number(1)).await.unwrap());
+    }
+    let mut last = 0;
+    for (place, pending) in pending.into_iter().enumerate() {
+        let committed = pending.await.unwrap();
+        assert!(committed.at.position > last);
+        last = committed.at.position;
+        assert_eq!(committed.reply.downcast::<u64>(), Some(place as u64 + 1));
+    }
+    let too_large = leader.group.submit(vec![0; Group::MAX_PAYLOAD + 1].into()).await;
+    assert!(matches!(too_large.err(), Some(ProposeError::TooLarge { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_proposals_travel() {
+    let cluster = Cluster::start(3, 3, NO_PURGE).await;
+    let leader = cluster.leader(&[1, 2, 3]).await;
+    let mut payload = vec![0; Group::MAX_PAYLOAD];
+    payload[0] = 7;
+    for sum in [7, 14, 21] {
+        let committed = leader.group.propose(payload.clone().into()).await.unwrap();
+        assert_eq!(committed.reply.downcast::<u64>(), Some(sum));
+    }
+    cluster.converge(&[1, 2, 3], 21).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_cut_off_confirms_nothing_and_follows_again_when_healed() {
+    let cluster = Cluster::start(3, 3, NO_PURGE).await;
+    cluster.add(&[1, 2, 3], 5).await;
+    let old = cluster.leader(&[1, 2, 3]).await;
+    assert!(old.group.lease_valid());
+    let (old, term) = (old.number, old.group.leadership().borrow().term);
+    cluster.isolate(old);
+    let lost = cluster.nodes[&old].group.submit(number(1_000)).await.unwrap();
+    let rest: Vec<usize> = (1..=3).filter(|number| *number != old).collect();
+    assert_eq!(cluster.add(&rest, 6).await, 11);
+    assert!(cluster.leader(&rest).await.group.leadership().borrow().term > term);
+    let isolated = &cluster.nodes[&old].group;
+    assert!(!isolated.lease_valid());
+    let read = isolated.read_position(Duration::from_millis(700)).await;
+    assert!(matches!(read, Err(ReadError::NoLeader | ReadError::TimedOut)), "{read:?}");
+    cluster.heal();
+    assert_eq!(cluster.add(&[1, 2, 3], 7).await, 18);
+    // Never committed, so never applied; the proposer learns only that it does not know.
+    let lost = tokio::time::timeout(LONG, lost).await.unwrap();
+    assert!(matches!(lost, Err(ProposeError::Unknown)), "{lost:?}");
+    cluster.converge(&[1, 2, 3], 18).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_behind_the_purge_gets_a_snapshot() {
+    let mut cluster = Cluster::start(3, 3, 20_000).await;
+    cluster.add(&[1, 2, 3], 1).await;
+    let leader = cluster.leader(&[1, 2, 3]).await.number;
+    let behind = (1..=3).find(|number| *number != leader).unwrap();
+    cluster.kill(behind).await;
+    let rest: Vec<usize> = (1..=3).filter(|number| *number != behind).collect();
+    let leader = cluster.leader(&rest).await;
+    let mut sum = 1;
+    // Well beyond the limit, and until the leader has purged.
+    let mut payload = number(1).to_vec();
+    payload.resize(500, 0);
+    let missed = leader.group.applied();
+    let purging = async {
+        loop {
+            for _ in 0..50 {
+                sum += 1;
+                leader.group.propose(payload.clone().into()).await.unwrap();
+            }
+            if purged(leader) > missed {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(LONG, purging).await.expect("the log is purged");
+    cluster.boot(behind).await;
+    cluster.converge(&[1, 2, 3], sum).await;
+    assert_eq!(cluster.nodes[&behind].loads.load(Ordering::Relaxed), 2, "once at start, once from the snapshot");
+    // And it goes on from there by itself, also as a leader.
+    let node = &cluster.nodes[&behind];
+    cluster.leader(&[1, 2, 3]).await.group.transfer_leader(node.group.replica()).await.unwrap();
+    assert_eq!(cluster.add(&[1, 2, 3], 1).await, sum + 1);
+    cluster.converge(&[1, 2, 3], sum + 1).await;
+}
+
+fn purged(node: &crate::cluster::Node) -> u64 {
+    node.group.status().purged
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_that_loses_unflushed_state_replays_it_from_the_log() {
+    let mut cluster = Cluster::start(1, 1, 20_000).await;
+    let mut payload = number(1).to_vec();
+    payload.resize(500, 0);
+    let mut sum = 0;
+    let node = cluster.leader(&[1]).await;
+    let purging = async {
+        while purged(node) == 0 {
+            sum += 1;
+            node.group.propose(payload.clone().into()).await.unwrap();
+        }
+    };
+    tokio::time::timeout(LONG, purging).await.expect("the log is purged");
+    for _ in 0..20 {
+        sum += 1;
+        node.group.propose(payload.clone().into()).await.unwrap();
+    }
+    for _ in 0..3 {
+        cluster.kill(1).await;
+        cluster.boot(1).await;
+        sum += 1;
+        assert_eq!(cluster.add(&[1], 1).await, sum);
+    }
+    assert_eq!(stored_sum(&*cluster.nodes[&1].group.store()), sum);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_replica_reads_what_was_acknowledged_before() {
+    let cluster = Cluster::start(3, 3, NO_PURGE).await;
+    for value in 1..=30_u64 {
+        let sum = cluster.add(&[1, 2, 3], 1).await;
+        assert_eq!(sum, value);
+        for node in cluster.nodes.values() {
+            let position = node.group.read_position(LONG).await.unwrap();
+            node.group.wait_applied(position, LONG).await.unwrap();
+            assert!(node.group.applied() >= position);
+            assert!(stored_sum(&*node.group.store()) >= sum);
+        }
+    }
+    let ahead = cluster.nodes[&1].group.applied() + 1_000;
+    let waited = cluster.nodes[&1].group.wait_applied(ahead, Duration::from_millis(20)).await;
+    assert!(matches!(waited, Err(ReadError::TimedOut)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_back_is_reached_at_once() {
+    let mut cluster = Cluster::start(3, 3, NO_PURGE).await;
+    cluster.add(&[1, 2, 3], 1).await;
+    let leader = cluster.leader(&[1, 2, 3]).await.number;
+    let other = (1..=3).find(|number| *number != leader).unwrap();
+    cluster.kill(other).await;
+    let rest: Vec<usize> = (1..=3).filter(|number| *number != other).collect();
+    for _ in 0..20 {
+        cluster.add(&rest, 1).await;
+    }
+    cluster.boot(other).await;
+    let position = cluster.nodes[&leader].group.applied();
+    cluster.nodes[&other].group.wait_applied(position, Duration::from_millis(1_500)).await.expect("reached soon");
+}
