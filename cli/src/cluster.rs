@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Subcommand;
-use quorate_client::{Client, api};
+use quorate_client::{Client, v1 as api};
 use serde_json::{Value, json};
 
 use crate::output::Format;
@@ -40,18 +40,18 @@ pub async fn run(verb: Cluster, endpoints: &[String], output: Format) -> Result<
     let client = Client::connect(endpoints)?;
     match verb {
         Cluster::Init { shards } => {
-            let made = client.init(shards).await?;
+            let made = client.cluster_init(shards).await?;
             output.record(&json!({ "cluster_id": made.cluster_id, "node_id": made.node_id }));
         }
         Cluster::Join { seed } => {
-            let joined = client.join(&seed).await?;
+            let joined = client.cluster_join(&seed).await?;
             output.record(&json!({ "cluster_id": joined.cluster_id, "node_id": joined.node_id }));
         }
         Cluster::Leave { node_id, allow_fewer_replicas } => {
-            client.leave(&node_id, allow_fewer_replicas).await?;
+            client.cluster_leave(&node_id, allow_fewer_replicas).await?;
             output.record(&json!({ "left": node_id }));
         }
-        Cluster::Status => return Ok(status(&client.status().await?, output)),
+        Cluster::Status => return Ok(status(&client.cluster_status().await?, output)),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Subcommand, ValueEnum};
-use quorate_client::{Client, api};
+use quorate_client::{Client, NewCollection, v1 as api};
 use serde_json::{Value, json};
 
 use crate::output::Format;
@@ -63,7 +63,7 @@ pub async fn run(verb: Collection, endpoints: &[String], output: Format) -> Resu
     let client = Client::connect(endpoints)?;
     match verb {
         Collection::Create { name, dimension, metric, shards } => {
-            output.record(&shown(&client.create_collection(&name, dimension, metric.wire(), shards).await?));
+            output.record(&shown(&client.create_collection(NewCollection::new(name, dimension).metric(metric.wire()).shards(shards)).await?));
         }
         Collection::List => {
             let collections: Vec<Value> = client.list_collections().await?.iter().map(shown).collect();

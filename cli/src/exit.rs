@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Error;
-use quorate_client::ClientError;
+use quorate_client::Error as ClientError;
 
 /// What was typed does not fit.
 pub const USAGE: u8 = 2;
@@ -18,7 +18,7 @@ pub struct Usage(pub String);
 /// Prints an error with its causes on standard error and says how the process ends.
 pub fn report(error: &Error) -> ExitCode {
     eprintln!("error: {error:#}");
-    let code = if error.chain().any(|cause| cause.downcast_ref::<ClientError>().is_some_and(ClientError::is_unreachable)) {
+    let code = if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(ClientError::Unreachable { .. }))) {
         UNREACHABLE
     } else if error.chain().any(|cause| cause.is::<Usage>()) {
         USAGE

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use quorate_client::{Client, api};
+use quorate_client::{Client, v1 as api};
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -93,7 +93,7 @@ impl LocalCluster {
         for _ in 0..size {
             cluster.add_process().await?;
         }
-        cluster.client_of(0)?.init(0).await.context("initialising the first node")?;
+        cluster.client_of(0)?.cluster_init(0).await.context("initialising the first node")?;
         for joining in 1..size {
             cluster.join(joining).await?;
         }
@@ -115,7 +115,7 @@ impl LocalCluster {
     pub async fn join(&self, node: usize) -> Result<()> {
         let seed = self.nodes.iter().enumerate().find(|(index, other)| *index != node && other.is_running());
         let (_, seed) = seed.context("no node runs that could be joined")?;
-        self.client_of(node)?.join(&seed.addresses.client).await.with_context(|| format!("joining {}", self.nodes[node].label))?;
+        self.client_of(node)?.cluster_join(&seed.addresses.client).await.with_context(|| format!("joining {}", self.nodes[node].label))?;
         Ok(())
     }
 
@@ -150,7 +150,7 @@ impl LocalCluster {
         while tokio::time::Instant::now() < deadline {
             tick.tick().await;
             for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.is_running()) {
-                let Ok(status) = self.client_of(index)?.status().await else { continue };
+                let Ok(status) = self.client_of(index)?.cluster_status().await else { continue };
                 if status.nodes.iter().any(|row| row.control_leader && row.node_id == node.addresses.node_id) {
                     return Ok(index);
                 }
@@ -167,7 +167,7 @@ impl LocalCluster {
         'again: while tokio::time::Instant::now() < deadline {
             tick.tick().await;
             for index in (0..self.nodes.len()).filter(|index| self.nodes[*index].is_running()) {
-                match self.client_of(index)?.status().await {
+                match self.client_of(index)?.cluster_status().await {
                     Ok(status) if status.health() == api::Health::Healthy && status.nodes.len() == self.members() => {}
                     Ok(status) => {
                         problems = status.problems;

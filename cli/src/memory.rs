@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
-use quorate_client::{Client, api};
+use quorate_client::{Client, Search as Query, v1 as api};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -122,13 +122,14 @@ pub async fn run(verb: Memory, endpoints: &[String], output: Format) -> Result<E
         Memory::Search(search) => return find(&client, search, output).await,
         Memory::Get { collection, ids, with_vector } => {
             let asked = ids.len();
-            let points = client.get_points(&collection, ids, with_vector, api::Consistency::Linearizable).await?;
+            let request = api::GetPointsRequest { collection, ids, with_vector, ..Default::default() };
+            let points = client.get_points(&request).await?;
             let records: Vec<Value> = points.iter().map(|point| shown(point, with_vector)).collect();
             output.list(&records, if with_vector { &["id", "version", "payload", "vector"] } else { &["id", "version", "payload"] });
             return Ok(ExitCode::from(u8::from(points.len() < asked)));
         }
         Memory::Delete { collection, ids } => {
-            let deleted = client.delete_points(&collection, ids).await?;
+            let deleted = client.delete_points(&collection, ids).await?.deleted;
             output.record(&json!({ "deleted": deleted }));
         }
     }
@@ -194,17 +195,11 @@ fn read_lines(file: &std::path::Path) -> Result<Vec<api::PointInput>> {
 }
 
 async fn find(client: &Client, search: Search, output: Format) -> Result<ExitCode> {
-    let response = client
-        .search(api::SearchRequest {
-            collection: search.collection,
-            vector: vector(&search.vector)?,
-            k: search.k,
-            consistency: search.consistency.wire().into(),
-            with_payload: true,
-            exact: search.exact,
-            ..Default::default()
-        })
-        .await?;
+    let mut query = Query::new(search.collection, vector(&search.vector)?, search.k).consistency(search.consistency.wire()).with_payload();
+    if search.exact {
+        query = query.exact();
+    }
+    let response = client.search(&query).await?;
     let hits: Vec<Value> = response
         .hits
         .iter()

@@ -113,7 +113,7 @@ pub async fn run(verb: Node, output: Format) -> Result<ExitCode> {
     let node = quorate_node::start(config).await?;
     let addresses = node.addresses();
     output.record(&json!({
-        "node_id": addresses.node_id, "client": addresses.client, "peer": addresses.peer, "http": addresses.http,
+        "node_id": node.node().to_string(), "client": addresses.client, "peer": addresses.peer, "http": addresses.http,
     }));
     wait_for_stop(start.stop_with_stdin).await?;
     node.shutdown().await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
-use quorate_client::{Client, NewTask, api};
+use quorate_client::{Client, NewTask, TaskFilter, v1 as api};
 use serde_json::{Value, json};
 
 use crate::exit::Usage;
@@ -99,6 +99,8 @@ pub enum Agents {
     List,
 }
 
+/// Tasks asked for at once.
+const PAGE: usize = 1_000;
 const COLUMNS: [&str; 7] = ["id", "queue", "role", "state", "attempts", "failures", "error"];
 
 /// Runs a verb on tasks.
@@ -108,8 +110,18 @@ pub async fn run(verb: Task, endpoints: &[String], output: Format) -> Result<Exi
         Task::Enqueue(enqueue) => return add(&client, enqueue, output).await,
         Task::Get { id } => output.record(&shown(&client.get_task(id).await?)),
         Task::List { queue, state, limit } => {
-            let tasks = client.list_tasks(queue.as_deref(), state.map(State::wire), limit).await?;
-            output.list(&tasks.iter().map(shown).collect::<Vec<_>>(), &COLUMNS);
+            let mut filter = TaskFilter { queue, state: state.map(State::wire), ..TaskFilter::default() };
+            let mut tasks = Vec::new();
+            while tasks.len() < limit {
+                filter.page_size = u32::try_from((limit - tasks.len()).min(PAGE)).unwrap_or(u32::MAX);
+                let page = client.list_tasks(&filter).await?;
+                tasks.extend(page.tasks.iter().map(shown));
+                filter.page_token = page.next_page_token;
+                if filter.page_token.is_empty() {
+                    break;
+                }
+            }
+            output.list(&tasks, &COLUMNS);
         }
         Task::Wait { id, timeout } => return wait(&client, id, timeout, output).await,
         Task::Cancel { id } => output.record(&shown(&client.cancel_task(id).await?)),
@@ -146,9 +158,10 @@ async fn add(client: &Client, enqueue: Enqueue, output: Format) -> Result<ExitCo
 
 async fn wait(client: &Client, id: u64, seconds: f64, output: Format) -> Result<ExitCode> {
     let timeout = Duration::try_from_secs_f64(seconds).map_err(|_| Usage(format!("--timeout {seconds} is not a number of seconds")))?;
-    let (task, finished) = client.wait_task(id, timeout).await?;
+    let answer = client.wait_task(id, timeout).await?;
+    let task = answer.task.context("the answer carries no task")?;
     output.record(&shown(&task));
-    if !finished {
+    if !answer.finished {
         eprintln!("not finished after {seconds} s; wait again: quorate task wait {id}");
     }
     Ok(ExitCode::from(u8::from(task.state() != api::TaskState::Completed)))

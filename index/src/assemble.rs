@@ -85,7 +85,12 @@ fn gather(sources: &[Source]) -> Vec<Origin> {
 /// Writes segment `number` in `directory` out of what is live in `sources` now. Rows that are removed meanwhile are in
 /// it, and the caller leaves them dead.
 pub(crate) fn assemble(
-    directory: &Path, number: u64, settings: &Settings, sources: &[Source], threads: usize, cancel: &AtomicBool,
+    directory: &Path,
+    number: u64,
+    settings: &Settings,
+    sources: &[Source],
+    threads: usize,
+    cancel: &AtomicBool,
 ) -> Result<Assembled, Error> {
     let origins = gather(sources);
     if origins.is_empty() {
@@ -117,7 +122,12 @@ pub(crate) fn assemble(
 
 /// Everything but the manifest, synced. `None`: cancelled.
 fn write_files(
-    directory: &Path, settings: &Settings, sources: &[Source], origins: &[Origin], threads: usize, cancel: &AtomicBool,
+    directory: &Path,
+    settings: &Settings,
+    sources: &[Source],
+    origins: &[Origin],
+    threads: usize,
+    cancel: &AtomicBool,
 ) -> Result<Option<Manifest>, Error> {
     if directory.exists() {
         fs::remove_dir_all(directory)?;
@@ -150,7 +160,12 @@ fn write_files(
 
 #[cfg(feature = "faiss")]
 fn add_graph(
-    directory: &Path, settings: &Settings, mut manifest: Manifest, vectors: &Mapped<f32>, threads: usize, cancel: &AtomicBool,
+    directory: &Path,
+    settings: &Settings,
+    mut manifest: Manifest,
+    vectors: &Mapped<f32>,
+    threads: usize,
+    cancel: &AtomicBool,
 ) -> Result<Option<Manifest>, Error> {
     let path = directory.join(files::GRAPH);
     let Some(quantiser) = graph::build(settings, vectors, &path, threads, cancel)? else {
@@ -163,7 +178,12 @@ fn add_graph(
 
 #[cfg(not(feature = "faiss"))]
 fn add_graph(
-    _: &Path, _: &Settings, manifest: Manifest, _: &Mapped<f32>, _: usize, _: &AtomicBool,
+    _: &Path,
+    _: &Settings,
+    manifest: Manifest,
+    _: &Mapped<f32>,
+    _: usize,
+    _: &AtomicBool,
 ) -> Result<Option<Manifest>, Error> {
     Ok(Some(manifest))
 }

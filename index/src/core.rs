@@ -1,9 +1,9 @@
 //! The part of an index that its build threads share: the view, the writer's lock, and what is to be built.
 
-use std::path::{Path, PathBuf};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Weak};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
@@ -59,7 +59,13 @@ struct Progress {
 }
 
 impl Core {
-    pub(crate) fn new(directory: &Path, settings: Settings, queue: Queue, segments: Vec<Arc<Segment>>, next_segment: u64) -> Core {
+    pub(crate) fn new(
+        directory: &Path,
+        settings: Settings,
+        queue: Queue,
+        segments: Vec<Arc<Segment>>,
+        next_segment: u64,
+    ) -> Core {
         let head = Arc::new(Head::new(settings.stride(), settings.seal_rows));
         let greatest = segments.iter().filter_map(|segment| segment.rows().last().copied()).max();
         Core {

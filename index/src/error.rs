@@ -63,7 +63,9 @@ pub enum Error {
         rule: &'static str,
     },
     /// The processor lacks instructions that the vector kernels were compiled for.
-    #[error("this processor lacks {missing}: run on a machine of the x86-64-v3 level (2013 or newer), or build without the feature `faiss`")]
+    #[error(
+        "this processor lacks {missing}: run on a machine of the x86-64-v3 level (2013 or newer), or build without the feature `faiss`"
+    )]
     Cpu {
         /// The missing instruction sets.
         missing: String,

@@ -49,7 +49,15 @@ pub(crate) struct Manifest {
 
 impl Manifest {
     pub(crate) fn new(settings: &Settings, count: usize, rows: Extent, vectors: Extent) -> Manifest {
-        Manifest { format: FORMAT, dimension: settings.dimension, metric: settings.metric, count, rows, vectors, graph: None }
+        Manifest {
+            format: FORMAT,
+            dimension: settings.dimension,
+            metric: settings.metric,
+            count,
+            rows,
+            vectors,
+            graph: None,
+        }
     }
 
     pub(crate) fn count(&self) -> usize {

@@ -23,21 +23,56 @@ const MESSAGE_BYTES: usize = 256;
 
 unsafe extern "C" {
     fn quorate_graph_new(
-        dimension: usize, direct: c_int, inner_product: c_int, m: usize, ef_construction: usize, out: *mut *mut c_void,
-        message: *mut c_char, message_bytes: usize,
+        dimension: usize,
+        direct: c_int,
+        inner_product: c_int,
+        m: usize,
+        ef_construction: usize,
+        out: *mut *mut c_void,
+        message: *mut c_char,
+        message_bytes: usize,
     ) -> c_int;
-    fn quorate_graph_train(graph: *mut c_void, count: usize, vectors: *const f32, message: *mut c_char, message_bytes: usize) -> c_int;
+    fn quorate_graph_train(
+        graph: *mut c_void,
+        count: usize,
+        vectors: *const f32,
+        message: *mut c_char,
+        message_bytes: usize,
+    ) -> c_int;
     fn quorate_graph_add(
-        graph: *mut c_void, count: usize, vectors: *const f32, threads: usize, message: *mut c_char, message_bytes: usize,
+        graph: *mut c_void,
+        count: usize,
+        vectors: *const f32,
+        threads: usize,
+        message: *mut c_char,
+        message_bytes: usize,
     ) -> c_int;
-    fn quorate_graph_write(graph: *const c_void, path: *const c_char, message: *mut c_char, message_bytes: usize) -> c_int;
+    fn quorate_graph_write(
+        graph: *const c_void,
+        path: *const c_char,
+        message: *mut c_char,
+        message_bytes: usize,
+    ) -> c_int;
     fn quorate_graph_read(
-        path: *const c_char, dimension: usize, count: usize, direct: c_int, inner_product: c_int, out: *mut *mut c_void,
-        message: *mut c_char, message_bytes: usize,
+        path: *const c_char,
+        dimension: usize,
+        count: usize,
+        direct: c_int,
+        inner_product: c_int,
+        out: *mut *mut c_void,
+        message: *mut c_char,
+        message_bytes: usize,
     ) -> c_int;
     fn quorate_graph_search(
-        graph: *const c_void, query: *const f32, wanted: usize, ef: usize, live: *const u64, slots: *mut u32, found: *mut usize,
-        message: *mut c_char, message_bytes: usize,
+        graph: *const c_void,
+        query: *const f32,
+        wanted: usize,
+        ef: usize,
+        live: *const u64,
+        slots: *mut u32,
+        found: *mut usize,
+        message: *mut c_char,
+        message_bytes: usize,
     ) -> c_int;
     fn quorate_graph_free(graph: *mut c_void);
 }
@@ -48,7 +83,8 @@ fn call(action: &'static str, function: impl FnOnce(*mut c_char, usize) -> c_int
     if function(message.as_mut_ptr().cast(), message.len()) == 0 {
         return Ok(());
     }
-    let message = CStr::from_bytes_until_nul(&message).map_or_else(|_| "no message".into(), |text| text.to_string_lossy().into_owned());
+    let message = CStr::from_bytes_until_nul(&message)
+        .map_or_else(|_| "no message".into(), |text| text.to_string_lossy().into_owned());
     Err(Error::Engine { action, message })
 }
 
@@ -64,7 +100,9 @@ unsafe impl Sync for Handle {}
 impl Handle {
     /// Takes over what the shim made.
     fn from_raw(raw: *mut c_void) -> Result<Handle, Error> {
-        NonNull::new(raw).map(Handle).ok_or_else(|| Error::Engine { action: "making a graph", message: "it gave nothing".into() })
+        NonNull::new(raw)
+            .map(Handle)
+            .ok_or_else(|| Error::Engine { action: "making a graph", message: "it gave nothing".into() })
     }
 }
 
@@ -95,11 +133,18 @@ fn metric_flag(metric: Metric) -> c_int {
 /// Builds the graph of `vectors` (`stride` floats each) on `threads` threads and writes it to `path`, unsynced. `None`:
 /// cancelled.
 pub(crate) fn build(
-    settings: &Settings, vectors: &[f32], path: &Path, threads: usize, cancel: &AtomicBool,
+    settings: &Settings,
+    vectors: &[f32],
+    path: &Path,
+    threads: usize,
+    cancel: &AtomicBool,
 ) -> Result<Option<Quantiser>, Error> {
     let stride = settings.stride();
     let count = vectors.len() / stride;
-    assert!((1..=MAX_SEGMENT_ROWS).contains(&count) && vectors.len() == count * stride, "a segment of whole, bounded rows");
+    assert!(
+        (1..=MAX_SEGMENT_ROWS).contains(&count) && vectors.len() == count * stride,
+        "a segment of whole, bounded rows"
+    );
     let path = c_path(path)?;
     let quantiser = Quantiser::fit(settings, vectors);
     let direct = c_int::from(quantiser != Quantiser::Trained);
@@ -108,7 +153,14 @@ pub(crate) fn build(
         // SAFETY: the settings were checked, `raw` and the message are writable.
         unsafe {
             quorate_graph_new(
-                stride, direct, metric_flag(settings.metric), settings.m, settings.ef_construction, &mut raw, message, bytes,
+                stride,
+                direct,
+                metric_flag(settings.metric),
+                settings.m,
+                settings.ef_construction,
+                &mut raw,
+                message,
+                bytes,
             )
         }
     })?;
@@ -129,7 +181,16 @@ pub(crate) fn build(
         batch.chunks_exact(stride).for_each(|vector| quantiser.encode(vector, &mut encoded));
         call("building", |message, bytes| {
             // SAFETY: as above; nobody else has this handle.
-            unsafe { quorate_graph_add(handle.0.as_ptr(), encoded.len() / stride, encoded.as_ptr(), threads.max(1), message, bytes) }
+            unsafe {
+                quorate_graph_add(
+                    handle.0.as_ptr(),
+                    encoded.len() / stride,
+                    encoded.as_ptr(),
+                    threads.max(1),
+                    message,
+                    bytes,
+                )
+            }
         })?;
     }
     call("writing a graph", |message, bytes| {
@@ -149,14 +210,31 @@ impl Graph {
         call("reading a graph", |message, bytes| {
             // SAFETY: the path ends in a zero byte, `raw` and the message are writable. The shim compares the file's shape
             // with what is expected here before it gives a graph out.
-            unsafe { quorate_graph_read(path.as_ptr(), stride, count, direct, metric_flag(settings.metric), &mut raw, message, bytes) }
+            unsafe {
+                quorate_graph_read(
+                    path.as_ptr(),
+                    stride,
+                    count,
+                    direct,
+                    metric_flag(settings.metric),
+                    &mut raw,
+                    message,
+                    bytes,
+                )
+            }
         })?;
         Ok(Graph { handle: Handle::from_raw(raw)?, quantiser, stride, count })
     }
 
     /// The slots of about the nearest `wanted` live rows, nearest first as far as codes can tell; fewer when the candidate
     /// list `ef` held fewer live ones. `live`: `None` when every slot is.
-    pub(crate) fn search(&self, query: &[f32], wanted: usize, ef: usize, live: Option<&Live>) -> Result<Vec<u32>, Error> {
+    pub(crate) fn search(
+        &self,
+        query: &[f32],
+        wanted: usize,
+        ef: usize,
+        live: Option<&Live>,
+    ) -> Result<Vec<u32>, Error> {
         assert_eq!(query.len(), self.stride, "a prepared query has the stride's length");
         let wanted = wanted.clamp(1, self.count.min(MAX_EF));
         let ef = ef.clamp(wanted, MAX_EF);
@@ -176,7 +254,15 @@ impl Graph {
             // read with relaxed atomic loads, because removals change it meanwhile.
             unsafe {
                 quorate_graph_search(
-                    self.handle.0.as_ptr(), encoded.as_ptr(), wanted, ef, words, slots.as_mut_ptr(), &mut found, message, bytes,
+                    self.handle.0.as_ptr(),
+                    encoded.as_ptr(),
+                    wanted,
+                    ef,
+                    words,
+                    slots.as_mut_ptr(),
+                    &mut found,
+                    message,
+                    bytes,
                 )
             }
         })?;

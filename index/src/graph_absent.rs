@@ -10,7 +10,13 @@ pub(crate) struct Graph(Infallible);
 
 impl Graph {
     /// Never called: there is no graph to call it on.
-    pub(crate) fn search(&self, _query: &[f32], _wanted: usize, _ef: usize, _live: Option<&Live>) -> Result<Vec<u32>, Error> {
+    pub(crate) fn search(
+        &self,
+        _query: &[f32],
+        _wanted: usize,
+        _ef: usize,
+        _live: Option<&Live>,
+    ) -> Result<Vec<u32>, Error> {
         match self.0 {}
     }
 }

@@ -13,7 +13,7 @@ use crate::live::Live;
 const CHUNK_SLOTS: usize = 256;
 
 struct Chunk {
-    rows: [AtomicU64; CHUNK_SLOTS],
+    rows: Box<[AtomicU64]>,
     /// `CHUNK_SLOTS` vectors, one after another. A slot is written once, before `Head::published` passes it.
     vectors: Box<[UnsafeCell<f32>]>,
 }
@@ -25,7 +25,7 @@ unsafe impl Sync for Chunk {}
 impl Chunk {
     fn new(stride: usize) -> Chunk {
         Chunk {
-            rows: [const { AtomicU64::new(0) }; CHUNK_SLOTS],
+            rows: (0..CHUNK_SLOTS).map(|_| AtomicU64::new(0)).collect(),
             vectors: (0..CHUNK_SLOTS * stride).map(|_| UnsafeCell::new(0.0)).collect(),
         }
     }

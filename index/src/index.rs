@@ -63,7 +63,10 @@ pub struct Index {
 
 impl std::fmt::Debug for Index {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Index").field("directory", &self.core.directory).field("stats", &self.stats()).finish_non_exhaustive()
+        f.debug_struct("Index")
+            .field("directory", &self.core.directory)
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
     }
 }
 
@@ -74,7 +77,11 @@ impl Index {
     /// `live_rows` names all rows that should be found, in any order. Those that no segment covers come from `fetch`, in
     /// batches of at most 1,024. Rows of segments that are not named are dead.
     pub fn open(
-        dir: &Path, settings: Settings, builder: Builder, live_rows: &mut dyn Iterator<Item = u64>, fetch: Fetch<'_>,
+        dir: &Path,
+        settings: Settings,
+        builder: Builder,
+        live_rows: &mut dyn Iterator<Item = u64>,
+        fetch: Fetch<'_>,
     ) -> Result<Arc<Index>, Error> {
         let core = open::open(dir, settings, builder.queue(), live_rows, fetch)?;
         Ok(Arc::new(Index { core, _builder: builder }))
@@ -124,7 +131,8 @@ impl Index {
         let view = self.core.view();
         let sealed: usize = view.segments.iter().map(|segment| segment.live().count()).sum();
         let head: usize = view.heads().map(|head| head.live().count()).sum();
-        let used: usize = view.segments.iter().map(|segment| segment.len()).chain(view.heads().map(|head| head.len())).sum();
+        let used: usize =
+            view.segments.iter().map(|segment| segment.len()).chain(view.heads().map(|head| head.len())).sum();
         Stats {
             rows: (sealed + head) as u64,
             sealed_rows: sealed as u64,

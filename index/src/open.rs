@@ -65,7 +65,11 @@ fn cover(segment: &Segment, rows: &[u64], covered: &mut [bool]) {
 
 /// Builds the inner part of an index from its files and the caller's rows.
 pub(crate) fn open(
-    directory: &Path, settings: Settings, queue: Queue, live_rows: &mut dyn Iterator<Item = u64>, fetch: Fetch<'_>,
+    directory: &Path,
+    settings: Settings,
+    queue: Queue,
+    live_rows: &mut dyn Iterator<Item = u64>,
+    fetch: Fetch<'_>,
 ) -> Result<Arc<Core>, Error> {
     settings.check()?;
     fs::create_dir_all(directory)?;
@@ -107,7 +111,9 @@ pub(crate) fn open(
 fn load(core: &Arc<Core>, batch: &[u64], fetch: Fetch<'_>) -> Result<(), Error> {
     let vectors = fetch(batch).map_err(Error::Fetch)?;
     if vectors.len() != batch.len() {
-        return Err(Error::Fetch(files::damaged("the reader answered for another number of rows than it was asked for")));
+        return Err(Error::Fetch(files::damaged(
+            "the reader answered for another number of rows than it was asked for",
+        )));
     }
     let mut writer = core.write();
     for (&row, vector) in batch.iter().zip(vectors) {

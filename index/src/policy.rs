@@ -124,7 +124,8 @@ mod tests {
             }
             assert!(chosen.len() > 1, "a merge makes fewer segments: {chosen:?} of {live:?}");
             let merged = chosen.iter().map(|&place| live[place]).sum();
-            live = live.iter().enumerate().filter(|(place, _)| !chosen.contains(place)).map(|(_, &rows)| rows).collect();
+            live =
+                live.iter().enumerate().filter(|(place, _)| !chosen.contains(place)).map(|(_, &rows)| rows).collect();
             live.push(merged);
         }
         panic!("merges go on for ever: {live:?}");

@@ -71,7 +71,12 @@ impl Settings {
         let rules = [
             ("dimension", self.dimension, 1..=MAX_DIMENSION, "give 1 to 4096"),
             ("flat_below", self.flat_below, 1..=MAX_SEGMENT_ROWS / 2, "give 1 to 524288"),
-            ("seal_rows", self.seal_rows, self.flat_below.saturating_mul(2)..=MAX_SEGMENT_ROWS, "give twice flat_below to 1048576"),
+            (
+                "seal_rows",
+                self.seal_rows,
+                self.flat_below.saturating_mul(2)..=MAX_SEGMENT_ROWS,
+                "give twice flat_below to 1048576",
+            ),
             ("m", self.m, 4..=64, "give 4 to 64"),
             ("ef_construction", self.ef_construction, 8..=1024, "give 8 to 1024"),
             ("ef_search", self.ef_search, 1..=MAX_EF, "give 1 to 65536"),

@@ -26,7 +26,8 @@ impl Plan {
     fn choose(view: &View, resting: bool) -> Plan {
         let sizes = view.sizes();
         if view.frozen.is_empty() {
-            let segments = policy::choose(&sizes, resting).into_iter().map(|place| Arc::clone(&view.segments[place])).collect();
+            let segments =
+                policy::choose(&sizes, resting).into_iter().map(|place| Arc::clone(&view.segments[place])).collect();
             return Plan { heads: Vec::new(), segments };
         }
         let mut rows = 0;
@@ -36,7 +37,8 @@ impl Plan {
         });
         let heads: Vec<Arc<Head>> = bounded.cloned().collect();
         let sealed = heads.iter().map(|head| head.live().count()).sum();
-        let segments = policy::absorb(&sizes, sealed).into_iter().map(|place| Arc::clone(&view.segments[place])).collect();
+        let segments =
+            policy::absorb(&sizes, sealed).into_iter().map(|place| Arc::clone(&view.segments[place])).collect();
         Plan { heads, segments }
     }
 

@@ -100,13 +100,15 @@ impl Churn {
             Step::Reopen => {
                 let settings = small(DIMENSION, self.metric);
                 // The old one is dropped first, as by a restart.
-                self.index = Oracle::default().open(tempfile::tempdir().expect("a directory").path(), &settings, &self.builder);
+                self.index =
+                    Oracle::default().open(tempfile::tempdir().expect("a directory").path(), &settings, &self.builder);
                 self.index = self.oracle.open(self.dir.path(), &settings, &self.builder);
             }
             Step::Search(k) => {
                 let query = self.clusters.vector();
                 self.oracle.assert_exact(&self.index, &query, k);
-                let near = self.index.search(&query, SearchParams { k, ef: None, exact: false }).expect("a valid search");
+                let near =
+                    self.index.search(&query, SearchParams { k, ef: None, exact: false }).expect("a valid search");
                 assert_eq!(near.len(), k.min(self.oracle.rows.len()), "a search is never short");
                 assert!(near.iter().all(|answer| self.oracle.rows.contains_key(&answer.row)), "every answer is live");
             }

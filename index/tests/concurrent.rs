@@ -61,11 +61,14 @@ fn searches_see_every_acknowledged_row_while_segments_are_built() {
                             continue;
                         }
                         let row = newest - 1 - (searches * 7 + number) % 50;
-                        let params = SearchParams { k: 5, ef: None, exact: searches % 2 == 0 };
+                        let params = SearchParams { k: 5, ef: None, exact: searches.is_multiple_of(2) };
                         let answers = index.search(&vectors[row as usize], params).expect("a valid search");
                         assert_eq!(answers.len(), 5);
                         assert!(answers.is_sorted_by(|left, right| left.score >= right.score));
-                        assert!(answers.iter().all(|answer| answer.row >= gone), "{answers:?} after {gone} was removed");
+                        assert!(
+                            answers.iter().all(|answer| answer.row >= gone),
+                            "{answers:?} after {gone} was removed"
+                        );
                         if params.exact {
                             assert_eq!(answers[0].row, row, "an acknowledged row is its own nearest");
                         }
@@ -135,4 +138,36 @@ fn dropping_an_index_stops_its_builds_and_leaves_a_sound_directory() {
     let index = oracle.open(dir.path(), &settings, &builder);
     assert_eq!(index.stats().rows, 12_000);
     oracle.assert_exact(&index, &clusters.vector(), 20);
+}
+
+#[test]
+fn odd_dimensions_and_equal_vectors_are_searchable() {
+    for (dimension, metric) in
+        [1, 17, 4_096].into_iter().flat_map(|dimension| METRICS.map(|metric| (dimension, metric)))
+    {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut clusters = Clusters::new(25, dimension, 5);
+        let same = clusters.vector();
+        let mut oracle = Oracle::default();
+        oracle.rows.extend((0..600).map(|row| (row, if row % 2 == 0 { same.clone() } else { clusters.vector() })));
+        let settings = Settings { seal_rows: 600, flat_below: 100, ..Settings::new(dimension, metric) };
+        let index = oracle.open(dir.path(), &settings, &Builder::new(1));
+        index.seal();
+        index.wait_idle();
+        assert_eq!((index.stats().segments, index.stats().head_rows), (1, 0));
+        for query in [same.clone(), clusters.vector()] {
+            oracle.assert_exact(&index, &query, 20);
+            let params = SearchParams { k: 10, ef: Some(32), exact: false };
+            let best = index.search(&query, params).expect("a valid search");
+            let exact = index.search(&query, SearchParams { exact: true, ..params }).expect("a valid search");
+            assert_eq!(best.len(), 10);
+            let slack = 0.05 * (1.0 + exact[0].score.abs());
+            assert!(
+                best[0].score >= exact[0].score - slack,
+                "{dimension} {metric:?}: {:?} for {:?}",
+                best[0],
+                exact[0]
+            );
+        }
+    }
 }

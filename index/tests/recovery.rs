@@ -107,8 +107,14 @@ fn any_damage_to_any_file_costs_a_fetch_and_loses_nothing() {
                 None => fs::remove_file(segment.join(&file)).expect("removed"),
                 Some(contents) => fs::write(segment.join(&file), contents).expect("written"),
             }
-            let what = contents.map_or("missing".to_owned(), |contents| format!("{} of {} bytes", contents.len(), whole.len()));
-            assert_eq!(crashed.reopen(), crashed.oracle.rows.len(), "{} damaged ({what}): all rows are fetched", file.display());
+            let what = contents
+                .map_or("missing".to_owned(), |contents| format!("{} of {} bytes", contents.len(), whole.len()));
+            assert_eq!(
+                crashed.reopen(),
+                crashed.oracle.rows.len(),
+                "{} damaged ({what}): all rows are fetched",
+                file.display()
+            );
         }
     }
 }
@@ -164,7 +170,10 @@ fn unknown_files_are_removed() {
     fs::write(crashed.dir.path().join("segment-zz"), b"?").expect("written");
     fs::create_dir(crashed.dir.path().join("segment-00000000000000ff")).expect("made");
     assert_eq!(crashed.reopen(), 39);
-    assert!(!crashed.dir.path().join("segment-zz").exists() && !crashed.dir.path().join("segment-00000000000000ff").exists());
+    assert!(
+        !crashed.dir.path().join("segment-zz").exists()
+            && !crashed.dir.path().join("segment-00000000000000ff").exists()
+    );
 }
 
 #[test]

@@ -64,7 +64,8 @@ fn search_parameters_are_bounded() {
     assert!(matches!(search(MAX_K + 1, None), Err(Error::K { .. })));
     assert!(matches!(search(1, Some(0)), Err(Error::Ef { ef: 0, .. })));
     assert!(matches!(search(1, Some(MAX_EF + 1)), Err(Error::Ef { .. })));
-    for (k, ef) in [(1, Some(1)), (1, Some(MAX_EF)), (200, Some(1)), (MAX_K, None), (1_499, Some(5)), (1_500, Some(64))] {
+    for (k, ef) in [(1, Some(1)), (1, Some(MAX_EF)), (200, Some(1)), (MAX_K, None), (1_499, Some(5)), (1_500, Some(64))]
+    {
         assert_eq!(search(k, ef).expect("a valid search").len(), k.min(1_500), "k {k}, ef {ef:?}");
     }
 }
@@ -85,7 +86,8 @@ fn a_search_among_few_survivors_is_not_short() {
         index.remove(row);
         oracle.rows.remove(&row);
         if row % 100 == 1 {
-            let near = index.search(&clusters.vector(), SearchParams { k: 45, ef: Some(1), exact: false }).expect("a search");
+            let near =
+                index.search(&clusters.vector(), SearchParams { k: 45, ef: Some(1), exact: false }).expect("a search");
             assert_eq!(near.len(), 45);
             assert!(near.iter().all(|answer| oracle.rows.contains_key(&answer.row)));
         }

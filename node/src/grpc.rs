@@ -3,16 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::Stream;
 use quorate_api::v1::agents_service_server::AgentsServiceServer;
 use quorate_api::v1::cluster_service_server::ClusterServiceServer;
 use quorate_api::v1::memory_service_server::MemoryServiceServer;
 use quorate_api::v1::tasks_service_server::TasksServiceServer;
 use quorate_api::{FILE_DESCRIPTOR_SET, limits};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::{Connected, TcpIncoming};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
@@ -42,6 +44,26 @@ pub async fn serve(
     listener: TcpListener,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    serve_incoming(context, cluster, tasks, memory, incoming, stop).await
+}
+
+/// The same on any stream of connections, as of a simulated network.
+///
+/// # Errors
+/// If the stream of connections fails.
+pub async fn serve_incoming<IO, E>(
+    context: Context,
+    cluster: ClusterApi,
+    tasks: Arc<Tasks>,
+    memory: Arc<Memory>,
+    incoming: impl Stream<Item = Result<IO, E>>,
+    stop: CancellationToken,
+) -> Result<(), tonic::transport::Error>
+where
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let (reporter, health) = tonic_health::server::health_reporter();
     tokio::spawn(report_health(context, reporter));
     let cluster = ClusterServiceServer::new(cluster)
@@ -71,7 +93,7 @@ pub async fn serve(
         .add_service(tasks.tasks_service())
         .add_service(tasks.agents_service())
         .add_service(memory)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop.cancelled_owned())
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await
 }
 

@@ -19,6 +19,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use crate::blocking::Blocking;
 use crate::ids::GroupId;
 use crate::machine::{Machine, Reply, RowBatch, RowVisitor, StateStore, StateStores, Table};
+use crate::observe::{Applying, Observer};
 use crate::snapshot::{Checkpoint, CheckpointDirs, Snapshot, SnapshotMeta, decode_mark, encode_mark};
 use crate::types::{Entry, LeaderId, LogId, StoredMembership, TC, position_of};
 
@@ -96,6 +97,7 @@ pub(crate) struct Adapter {
     meta: SnapshotMeta,
     /// The newest checkpoint.
     newest: Arc<Mutex<Option<Snapshot>>>,
+    observer: Option<Observer>,
     /// The last field, so that it is dropped after the store.
     lease: Lease,
 }
@@ -108,13 +110,14 @@ pub(crate) struct AdapterParts {
     pub(crate) dirs: CheckpointDirs,
     pub(crate) blocking: Blocking,
     pub(crate) limit_bytes: u64,
+    pub(crate) observer: Option<Observer>,
     pub(crate) lease: Lease,
 }
 
 impl Adapter {
     /// Opens the store and loads the machine from it.
     pub(crate) async fn open(parts: AdapterParts) -> io::Result<(Adapter, Arc<Applied>)> {
-        let AdapterParts { group, mut machine, states, dirs, blocking, limit_bytes, lease } = parts;
+        let AdapterParts { group, mut machine, states, dirs, blocking, limit_bytes, observer, lease } = parts;
         let opening = states.clone();
         let opened = blocking.run(move || {
             let store = opening.open(group)?;
@@ -137,6 +140,7 @@ impl Adapter {
             blocking,
             meta,
             newest: Arc::default(),
+            observer,
             lease,
         };
         Ok((adapter, applied))
@@ -151,6 +155,9 @@ impl Adapter {
         let mut bytes = 0;
         for (entry, responder) in batch {
             bytes += ENTRY_OVERHEAD_BYTES + payload_bytes(&entry);
+            if let Some(observer) = &self.observer {
+                observer.tell(&applying(self.group, &entry));
+            }
             let reply = apply_entry(machine.as_mut(), &mut self.meta, entry, &mut rows)?;
             if let Some(responder) = responder {
                 replies.push((responder, reply));
@@ -185,6 +192,14 @@ fn payload_bytes(entry: &Entry) -> u64 {
         EntryPayload::Normal(proposal) => proposal.0.len() as u64,
         _ => 0,
     }
+}
+
+fn applying(group: GroupId, entry: &Entry) -> Applying<'_> {
+    let payload = match &entry.payload {
+        EntryPayload::Normal(proposal) => Some(&*proposal.0),
+        _ => None,
+    };
+    Applying { group, at: position_of(&entry.log_id), leader: entry.log_id.leader_id.node_id, payload }
 }
 
 fn apply_entry(

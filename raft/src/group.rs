@@ -40,6 +40,9 @@ pub struct Committed {
     pub reply: Reply,
 }
 
+/// For what happens within the process.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Who leads, as this replica sees it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Leadership {
@@ -161,6 +164,8 @@ pub(crate) struct Running {
     pub(crate) receiving: tokio::sync::Mutex<Option<Receiving>>,
     /// Ends the tasks of the group.
     pub(crate) stop: CancellationToken,
+    /// Cancelled when the core has ended, wanted or not.
+    pub(crate) ended: CancellationToken,
     /// Told when the database handles are gone. Taken by whoever stops the group.
     pub(crate) released: parking_lot::Mutex<Option<oneshot::Receiver<()>>>,
 }
@@ -204,6 +209,7 @@ impl Running {
             let _ = released.await;
         }
         self.leadership.send_replace(Leadership::default());
+        self.ended.cancel();
     }
 }
 
@@ -236,6 +242,7 @@ pub(crate) async fn run_leadership(group: Arc<Running>) {
         if ended {
             // The core has stopped, wanted or not: nobody here leads any more.
             group.leadership.send_replace(Leadership::default());
+            group.ended.cancel();
             return;
         }
     }
@@ -392,7 +399,7 @@ impl Group {
                 Ok(Err(_)) => Err(ReadError::Stopped),
                 Err(_) => Err(ReadError::TimedOut),
             },
-            () = self.running.stop.cancelled() => Err(ReadError::Stopped),
+            () = self.running.ended.cancelled() => Err(ReadError::Stopped),
         }
     }
 
@@ -444,8 +451,16 @@ impl Group {
     }
 
     async fn change(&self, change: ChangeMembers<ReplicaId, Member>, retain: bool) -> Result<(), MembershipError> {
-        let changed = self.running.raft.change_membership(change, retain).await;
-        let Err(error) = changed else { return Ok(()) };
+        let error = match self.running.raft.change_membership(change, retain).await {
+            Err(error) => error,
+            Ok(written) => {
+                // The answer may be ahead of the metrics, and whoever made the change shall find it in the status.
+                let at = Some(written.log_id);
+                let seen = self.running.raft.wait(Some(PATIENCE));
+                let seen = seen.metrics(|metrics| *metrics.membership_config.log_id() >= at, "a change of members").await;
+                return seen.map(drop).map_err(|_| MembershipError::Stopped);
+            }
+        };
         Err(match error {
             RaftError::Fatal(_) => MembershipError::Stopped,
             RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
@@ -485,6 +500,12 @@ impl Group {
             Ok(Err(_)) => Err(MembershipError::Stopped),
             Err(_) => Err(MembershipError::Unknown),
         }
+    }
+
+    /// Returns when the group has stopped on this node: because it was stopped, or because its machine or its disk had
+    /// a fault. The log says which.
+    pub async fn stopped(&self) {
+        self.running.ended.cancelled().await;
     }
 
     /// The group as this replica sees it.

@@ -18,6 +18,7 @@ use crate::ids::{ClusterId, GroupId, NodeId, ReplicaId};
 use crate::log::{LogConfig, LogError, LogStore, WriterMode};
 use crate::machine::{Machine, StateStores};
 use crate::metrics::{GroupCollector, TransportMetrics};
+use crate::observe::Observer;
 use crate::snapshot::CheckpointDirs;
 use crate::start;
 use crate::timers::Timers;
@@ -45,6 +46,8 @@ pub struct GroupsConfig {
     pub threads: Option<usize>,
     /// Where the metrics are registered.
     pub registry: prometheus::Registry,
+    /// Who is told of every entry that is applied.
+    pub observer: Option<Observer>,
 }
 
 impl GroupsConfig {
@@ -60,6 +63,7 @@ impl GroupsConfig {
             snapshot_bytes_per_s: 64 << 20,
             threads: Some(2),
             registry: prometheus::Registry::new(),
+            observer: None,
         }
     }
 }
@@ -259,12 +263,13 @@ impl Groups {
         incoming: impl Stream<Item = io::Result<BoxIo>> + Send + 'static,
         stop: CancellationToken,
     ) -> io::Result<()> {
-        let (service, node) = (self.inner.service.clone(), self.inner.stop.clone());
+        let (service, node) = (self.inner.service.clone(), self.inner.stop.child_token());
         let serving = self.inner.runtime.spawn(async move {
+            // Either word closes the connections too.
+            let _closed = node.clone().drop_guard();
             tokio::select! {
-                served = serve_peers(service, incoming) => served,
+                served = serve_peers(service, incoming, node) => served,
                 () = stop.cancelled() => Ok(()),
-                () = node.cancelled() => Ok(()),
             }
         });
         match serving.await {

@@ -32,6 +32,8 @@ pub mod ids;
 pub mod log;
 pub mod machine;
 pub mod memory;
+#[cfg(feature = "planted")]
+pub mod planted;
 #[cfg(feature = "rocksdb")]
 pub mod rocks;
 
@@ -41,6 +43,7 @@ mod group;
 mod groups;
 mod identity;
 mod metrics;
+mod observe;
 mod proto;
 mod purge;
 mod reads;
@@ -57,6 +60,7 @@ pub use identity::{Identity, IdentityError};
 pub use ids::{ClusterId, GroupId, LogPosition, NodeId, ReplicaId};
 pub use log::{LogError, TaskHooks, WriterMode};
 pub use machine::{Fault, Machine, Reply, RowBatch, RowVisitor, StateStore, StateStores, Table};
+pub use observe::{Applying, Observer};
 pub use timers::Timers;
 pub use transport::{BoxIo, Connector, Io, Peer, PeerError, PeerHandler, TcpConnector};
 pub use types::Member;

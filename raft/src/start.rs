@@ -48,6 +48,7 @@ pub(crate) async fn start(
         dirs: inner.dirs.clone(),
         blocking: inner.blocking,
         limit_bytes: inner.config.snapshot_log_bytes,
+        observer: inner.config.observer.clone(),
         lease: Arc::new(lease),
     };
     let unusable = |reason: String| OpenError::Unusable { group, reason };
@@ -81,6 +82,7 @@ pub(crate) async fn start(
         hurry,
         receiving: tokio::sync::Mutex::default(),
         stop: CancellationToken::new(),
+        ended: CancellationToken::new(),
         released: Mutex::new(Some(released)),
     });
     // Peers may reach the group from here on; it may campaign only after that.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, ensure};
 use quorate::local_cluster::{Launch, LocalCluster};
-use quorate_client::{Client, NewTask, api};
+use quorate_client::{Client, NewCollection, NewTask, v1 as api};
 use quorate_tests::{LoopDisk, binary, eventually};
 
 const WRITERS: usize = 8;
@@ -17,7 +17,7 @@ async fn nothing_acknowledged_is_lost_in_a_power_cut() -> Result<()> {
     let launch = Launch { binary: Some(binary()?), directory: disk.path(), arguments: Vec::new() };
     let mut cluster = LocalCluster::start(launch, 1).await?;
     let client = cluster.client()?;
-    client.create_collection("points", DIMENSION, api::Metric::Cosine, 1).await?;
+    client.create_collection(NewCollection::new("points", DIMENSION)).await?;
     for round in 0..2 {
         let stop = Arc::new(AtomicBool::new(false));
         let writers: Vec<_> = (0..WRITERS).map(|writer| tokio::spawn(write(client.clone(), round, writer, stop.clone()))).collect();
@@ -60,7 +60,7 @@ impl Acknowledged {
             ensure!(found.payload.as_ref() == payload(found.queue.as_str()).as_slice(), "task {task} came back with another payload");
         }
         for ids in self.points.chunks(100) {
-            let found = client.get_points("points", ids.to_vec(), false, api::Consistency::Linearizable).await?;
+            let found = client.get_points(&api::GetPointsRequest { collection: "points".into(), ids: ids.to_vec(), ..Default::default() }).await?;
             ensure!(found.len() == ids.len(), "{} of {} acknowledged points are gone", ids.len() - found.len(), ids.len());
         }
         Ok(())

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Args;
 use parking_lot::Mutex;
-use quorate_client::{Agent, AgentHandle, Client, NewTask, Output, api};
+use quorate_client::{Agent, AgentHandle, Client, NewTask, Output, v1 as api};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -61,7 +61,7 @@ pub(super) async fn run(bench: Failover, endpoints: &[String], output: Format) -
     let ledger = Arc::new(Mutex::new(Ledger::default()));
     let mut agents = Vec::new();
     for number in 0..AGENTS {
-        agents.push(agent(&client, number, &ledger).await?);
+        agents.push(agent(&client, number, &ledger)?);
     }
     let stop = CancellationToken::new();
     let producers: Vec<_> = (0..PRODUCERS).map(|_| tokio::spawn(produce(client.clone(), ledger.clone(), stop.clone()))).collect();
@@ -85,7 +85,7 @@ pub(super) async fn run(bench: Failover, endpoints: &[String], output: Format) -
     }
     let lost = drain(&client, &ledger).await?;
     for agent in agents {
-        agent.shutdown().await?;
+        agent.shutdown().await;
     }
     let ledger = ledger.lock();
     let duplicates: u64 = ledger.completions.values().map(|times| times - 1).sum();
@@ -96,19 +96,14 @@ pub(super) async fn run(bench: Failover, endpoints: &[String], output: Format) -
     Ok(ExitCode::from(u8::from(lost > 0 || duplicates > 0)))
 }
 
-async fn agent(client: &Client, number: usize, ledger: &Arc<Mutex<Ledger>>) -> Result<AgentHandle> {
+fn agent(client: &Client, number: usize, ledger: &Arc<Mutex<Ledger>>) -> Result<AgentHandle> {
     let ledger = ledger.clone();
     Ok(Agent::builder(client.clone(), format!("failover-{number}"))
         .role(QUEUE)
         .slots(4)
         .handler(|_| async { Ok(Output::default()) })
-        .on_acknowledged(move |finished| {
-            if finished.outcome.is_ok() {
-                *ledger.lock().completions.entry(finished.task_id).or_default() += 1;
-            }
-        })
-        .start()
-        .await?)
+        .on_completed(move |task, _| *ledger.lock().completions.entry(task).or_default() += 1)
+        .start()?)
 }
 
 async fn produce(client: Client, ledger: Arc<Mutex<Ledger>>, stop: CancellationToken) {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use futures::{StreamExt, TryStreamExt, stream};
-use quorate_client::{Client, api};
+use quorate_client::{Client, NewCollection, Search, v1 as api};
 use serde_json::{Value, json};
 
 use super::figures::Latencies;
@@ -79,7 +79,8 @@ pub(super) async fn run(bench: Memory, endpoints: &[String], output: Format) -> 
 
 async fn measure(bench: &Memory, measured: &Measured, vectors: Matrix, queries: Matrix, truth: &Truth) -> Result<Value> {
     let client = &measured.client;
-    client.create_collection(COLLECTION, u32::try_from(vectors.columns)?, bench.metric.wire(), bench.shards).await?;
+    let collection = NewCollection::new(COLLECTION, u32::try_from(vectors.columns)?).metric(bench.metric.wire()).shards(bench.shards);
+    client.create_collection(collection).await?;
     let cluster = measured.spawned.as_ref().map(|(cluster, _)| cluster);
     let resident_before = cluster.map(resident).transpose()?;
     let points = vectors.rows();
@@ -157,13 +158,13 @@ fn resident(cluster: &LocalCluster) -> Result<u64> {
     Ok(total)
 }
 
-fn request(query: &[f32], k: u32) -> api::SearchRequest {
-    api::SearchRequest { collection: COLLECTION.into(), vector: query.to_vec(), k, ..Default::default() }
+fn request(query: &[f32], k: u32) -> Search {
+    Search::new(COLLECTION, query.to_vec(), k)
 }
 
 async fn recall(client: &Client, queries: &Arc<Matrix>, truth: &Truth, bench: &Memory) -> Result<f64> {
     let answers: Vec<(usize, api::SearchResponse)> = stream::iter(0..queries.rows())
-        .map(|question| async move { Ok::<_, anyhow::Error>((question, client.search(request(queries.row(question), bench.k)).await?)) })
+        .map(|question| async move { Ok::<_, anyhow::Error>((question, client.search(&request(queries.row(question), bench.k)).await?)) })
         .buffer_unordered(bench.threads)
         .try_collect()
         .await?;
@@ -187,7 +188,7 @@ async fn search_loop(client: &Client, queries: &Arc<Matrix>, bench: &Memory) -> 
                 while Instant::now() < until {
                     let question = next.fetch_add(1, Ordering::Relaxed) % queries.rows();
                     let started = Instant::now();
-                    client.search(request(queries.row(question), k)).await?;
+                    client.search(&request(queries.row(question), k)).await?;
                     taken.push(started.elapsed());
                 }
                 Ok::<_, anyhow::Error>(taken)

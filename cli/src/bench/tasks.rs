@@ -1,5 +1,6 @@
 //! `quorate bench tasks`.
 
+use std::collections::HashMap;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -107,7 +108,7 @@ pub(super) async fn run(load: Tasks, endpoints: &[String], output: Format) -> Re
     });
     let mut agents = Vec::new();
     for number in 0..load.agents {
-        agents.push(agent(&measured.client, number, &ledger).await?);
+        agents.push(agent(&measured.client, number, &ledger)?);
     }
     let load = Arc::new(load);
     let producers: Vec<_> = (0..load.producers).map(|number| tokio::spawn(produce(measured.client.clone(), ledger.clone(), load.clone(), number))).collect();
@@ -116,7 +117,7 @@ pub(super) async fn run(load: Tasks, endpoints: &[String], output: Format) -> Re
     }
     drain(&ledger, load.agents > 0).await;
     for agent in agents {
-        agent.shutdown().await?;
+        agent.shutdown().await;
     }
     let counted = ledger.counted.lock();
     output.record(&json!({
@@ -130,39 +131,33 @@ pub(super) async fn run(load: Tasks, endpoints: &[String], output: Format) -> Re
     Ok(ExitCode::SUCCESS)
 }
 
-async fn agent(client: &Client, number: usize, ledger: &Arc<Ledger>) -> Result<AgentHandle> {
+/// An agent knows the number of each task that it runs from the payload, and needs it again when the completion is
+/// acknowledged.
+fn agent(client: &Client, number: usize, ledger: &Arc<Ledger>) -> Result<AgentHandle> {
     let (at_start, at_end) = (ledger.clone(), ledger.clone());
-    Ok(Agent::builder(client.clone(), format!("bench-{number}"))
+    let running = Arc::new(Mutex::new(HashMap::new()));
+    let completed = running.clone();
+    Ok(Agent::builder(client, format!("bench-{number}"))
         .role(QUEUE)
         .slots(1)
         .handler(move |attempt| {
-            let ledger = at_start.clone();
-            async move {
-                let number = number_of(attempt.payload());
-                if let (true, Some(due)) = (ledger.in_window(), ledger.due(number)) {
-                    ledger.counted.lock().dispatch.record(due.elapsed());
-                }
-                Ok(Output::new(number.to_le_bytes().to_vec()))
+            let number = number_of(&attempt.payload);
+            running.lock().insert(attempt.task_id, number);
+            if let (true, Some(due)) = (at_start.in_window(), at_start.due(number)) {
+                at_start.counted.lock().dispatch.record(due.elapsed());
+            }
+            std::future::ready(Ok(Output::default()))
+        })
+        .on_completed(move |task, _| {
+            let number = completed.lock().remove(&task);
+            let due = number.and_then(|number| at_end.end(number));
+            if let (true, Some(due)) = (at_end.in_window(), due) {
+                let mut counted = at_end.counted.lock();
+                counted.completed += 1;
+                counted.cycle.record(due.elapsed());
             }
         })
-        .on_acknowledged(move |finished| {
-            let counts = at_end.in_window();
-            match finished.outcome {
-                Ok(()) => {
-                    let due = at_end.end(number_of(finished.payload));
-                    if let (true, Some(due)) = (counts, due) {
-                        let mut counted = at_end.counted.lock();
-                        counted.completed += 1;
-                        counted.cycle.record(due.elapsed());
-                    }
-                }
-                Err(_) => {
-                    at_end.errors.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-        })
-        .start()
-        .await?)
+        .start()?)
 }
 
 fn number_of(payload: &[u8]) -> u64 {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use quorate_client::{Agent, AgentHandle, Attempt, Client, NewTask, Output, TaskError, api};
+use quorate_client::{Agent, AgentHandle, Attempt, Client, NewTask, Output, Search, TaskError, v1 as api};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -36,13 +36,8 @@ pub(super) async fn start(stage: &Stage) -> Result<Vec<AgentHandle>> {
                 .role(role)
                 .slots(slots)
                 .handler(move |attempt| perform(client.clone(), data.clone(), attempt))
-                .on_acknowledged(move |finished| {
-                    if finished.outcome.is_ok() {
-                        ledger.completed_by(role, finished.task_id, finished.children);
-                    }
-                })
+                .on_completed(move |task, children| ledger.completed_by(role, task, children))
                 .start()
-                .await
                 .with_context(|| format!("starting {role}-{number}"))?;
             staff.push(agent);
         }
@@ -52,7 +47,7 @@ pub(super) async fn start(stage: &Stage) -> Result<Vec<AgentHandle>> {
 
 /// A failed attempt is tried again by another agent: every step below has the same effect when it is done twice.
 async fn perform(client: Client, data: Arc<Dataset>, attempt: Attempt) -> Result<Output, TaskError> {
-    let outcome = match (attempt.role(), assignment(&attempt)) {
+    let outcome = match (attempt.role.as_str(), assignment(&attempt)) {
         (INGEST, Ok(Assignment::Rows { from, to })) => ingest(&client, &data, from, to).await,
         (RESEARCH, Ok(Assignment::Question { number })) => research(&client, &data, number).await,
         (REVIEW, Ok(Assignment::Question { number })) => review(&client, &data, number).await,
@@ -60,14 +55,14 @@ async fn perform(client: Client, data: Arc<Dataset>, attempt: Attempt) -> Result
         (role, Ok(_)) => return Err(TaskError::permanent(format!("{role} got a task of another kind"))),
         (_, Err(error)) => return Err(TaskError::permanent(format!("{error:#}"))),
     };
-    outcome.map_err(|error| TaskError::retryable(format!("{error:#}")))
+    outcome.map_err(|error| TaskError::retry(format!("{error:#}")))
 }
 
 fn assignment(attempt: &Attempt) -> Result<Assignment> {
-    if attempt.payload().is_empty() {
+    if attempt.payload.is_empty() {
         return Ok(Assignment::Nothing);
     }
-    serde_json::from_slice(attempt.payload()).context("the payload is no assignment")
+    serde_json::from_slice(&attempt.payload).context("the payload is no assignment")
 }
 
 async fn ingest(client: &Client, data: &Dataset, from: usize, to: usize) -> Result<Output> {
@@ -87,7 +82,7 @@ async fn ingest(client: &Client, data: &Dataset, from: usize, to: usize) -> Resu
 async fn research(client: &Client, data: &Dataset, number: usize) -> Result<Output> {
     let vector = data.query_vectors.row(number).to_vec();
     let found = client
-        .search(api::SearchRequest { collection: GLOSSES.into(), vector: vector.clone(), k: 5, with_payload: true, ..Default::default() })
+        .search(&Search::new(GLOSSES, vector.clone(), 5).with_payload())
         .await?;
     ensure!(found.degraded_shards.is_empty(), "shards {:?} did not answer", found.degraded_shards);
     let answers: Vec<serde_json::Value> = found
@@ -105,11 +100,11 @@ async fn research(client: &Client, data: &Dataset, number: usize) -> Result<Outp
 /// Reads a finding back and holds its best answer against a search of every point.
 async fn review(client: &Client, data: &Dataset, number: usize) -> Result<Output> {
     let id = work::finding_id(number);
-    let points = client.get_points(FINDINGS, vec![id.clone()], false, api::Consistency::Linearizable).await?;
+    let points = client.get_points(&api::GetPointsRequest { collection: FINDINGS.into(), ids: vec![id.clone()], ..Default::default() }).await?;
     let finding = points.first().with_context(|| format!("{id} was acknowledged and is not there"))?;
     let finding: serde_json::Value = serde_json::from_slice(&finding.payload)?;
     let exact = client
-        .search(api::SearchRequest { collection: GLOSSES.into(), vector: data.query_vectors.row(number).to_vec(), k: 1, exact: true, ..Default::default() })
+        .search(&Search::new(GLOSSES, data.query_vectors.row(number).to_vec(), 1).exact())
         .await?;
     let best = exact.hits.first().context("the memory is empty")?;
     let agrees = finding["answers"][0]["id"] == json!(best.id);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use parking_lot::Mutex;
-use quorate_client::{Client, api};
+use quorate_client::{Client, v1 as api};
 
 #[derive(Default)]
 pub(super) struct Ledger(Mutex<Entries>);

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Args;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use quorate_client::{Client, NewTask, api};
+use quorate_client::{Client, NewCollection, NewTask};
 use serde_json::json;
 
 use crate::dataset::Dataset;
@@ -66,14 +66,14 @@ pub async fn run(demo: Demo, output: Format) -> Result<ExitCode> {
     let mut cluster = LocalCluster::start(launch, 3).await?;
     let stage = Stage { client: cluster.client()?, data, ledger: Arc::default(), bars: MultiProgress::new() };
     let dimension = u32::try_from(stage.data.vectors.columns)?;
-    stage.client.create_collection(GLOSSES, dimension, api::Metric::Cosine, demo.shards).await?;
-    stage.client.create_collection(FINDINGS, dimension, api::Metric::Cosine, 1).await?;
+    stage.client.create_collection(NewCollection::new(GLOSSES, dimension).shards(demo.shards)).await?;
+    stage.client.create_collection(NewCollection::new(FINDINGS, dimension)).await?;
     let agents = agents::start(&stage).await?;
     let mut failover_ms = Vec::new();
     ingest(&stage, &mut cluster, &mut failover_ms).await?;
     research(&stage, &mut cluster, &mut failover_ms).await?;
     for agent in agents {
-        agent.shutdown().await?;
+        agent.shutdown().await;
     }
     let lost_tasks = stage.ledger.lost_tasks(&stage.client).await?;
     let points = work::points_found(&stage, GLOSSES, stage.data.points.len(), |row| row.to_string()).await?;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 use indicatif::ProgressBar;
-use quorate_client::{NewTask, api};
+use quorate_client::{NewTask, Search, v1 as api};
 
 use super::agents::{Assignment, INGEST, RESEARCH};
 use super::{GLOSSES, Stage};
@@ -67,7 +67,7 @@ pub(super) async fn points_found(stage: &Stage, collection: &str, count: usize, 
     let ids: Vec<String> = (0..count).map(id).collect();
     let mut found = 0;
     for chunk in ids.chunks(500) {
-        found += stage.client.get_points(collection, chunk.to_vec(), false, api::Consistency::Linearizable).await?.len();
+        found += stage.client.get_points(&api::GetPointsRequest { collection: collection.to_owned(), ids: chunk.to_vec(), ..Default::default() }).await?.len();
     }
     Ok(found)
 }
@@ -78,7 +78,7 @@ pub(super) async fn recall(stage: &Stage) -> Result<f64> {
     let found: Vec<usize> = stream::iter(0..questions)
         .map(|question| async move {
             let vector = stage.data.query_vectors.row(question).to_vec();
-            let answer = stage.client.search(api::SearchRequest { collection: GLOSSES.into(), vector, k: 10, ..Default::default() }).await?;
+            let answer = stage.client.search(&Search::new(GLOSSES, vector, 10)).await?;
             let nearest = stage.data.truth.nearest(question, 10);
             Ok::<_, anyhow::Error>(answer.hits.iter().filter(|hit| hit.id.parse::<i32>().is_ok_and(|row| nearest.contains(&row))).count())
         })

@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::nodes::{Address, Nodes, Route};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(20);
-const MOST_BACKOFF: Duration = Duration::from_millis(500);
+const MOST_BACKOFF: Duration = Duration::from_millis(200);
 /// Hints followed without a pause. Two nodes that name each other while they elect would else spin.
 const HOPS: u32 = 3;
 /// One try gets half of what is left, but at least this: a node that swallows a call must not eat the whole deadline.

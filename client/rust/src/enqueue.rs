@@ -37,8 +37,11 @@ const FRAME_BYTES: usize = 1 << 20;
 /// A stream whose oldest call has had no answer for this long is given up.
 const STALL: Duration = Duration::from_secs(3);
 const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pauses between streams. Short to the end: one stream asks for all callers, and an election takes less than a second.
 const FIRST_BACKOFF: Duration = Duration::from_millis(20);
-const MOST_BACKOFF: Duration = Duration::from_millis(500);
+const MOST_BACKOFF: Duration = Duration::from_millis(100);
+/// The longest pause beyond what a full node asks for.
+const MOST_PAUSE: Duration = Duration::from_millis(500);
 /// Hints followed without a pause.
 const HOPS: u32 = 3;
 
@@ -228,7 +231,7 @@ impl Queue {
 
     /// Hands the answers out under one lock. Returns what the stream has to do about refusals that a retry may change.
     fn answer(&self, answers: Vec<v1::EnqueueAnswer>) -> Option<ApiError> {
-        let mut again = None;
+        let mut again: Option<ApiError> = None;
         let mut state = self.state.lock();
         for answer in answers {
             let Some(mut call) = state.unanswered.remove(&answer.seq) else { continue };
@@ -245,7 +248,10 @@ impl Queue {
                     state.last.clone_from(&error.message);
                     call.refusal = Some(error.clone());
                     state.waiting.insert(answer.seq, call);
-                    again = Some(error);
+                    // Of several the one that names the leader says most.
+                    if again.as_ref().is_none_or(|kept| kept.leader_address().is_none()) {
+                        again = Some(error);
+                    }
                 }
                 outcome => {
                     // The caller may have left; then nobody wants it.
@@ -413,7 +419,7 @@ impl Pump {
 
     async fn read(&self, address: &Address, answers: &mut tonic::Streaming<v1::EnqueueStreamResponse>) -> End {
         let mut served = false;
-        let mut pauses = Backoff::new(FIRST_BACKOFF, MOST_BACKOFF);
+        let mut pauses = Backoff::new(FIRST_BACKOFF, MOST_PAUSE);
         let mut resume_at: Option<Instant> = None;
         let mut quiet_since = Instant::now();
         let check = tokio::time::sleep(STALL);

@@ -53,6 +53,9 @@ struct State {
     turn: usize,
     channels: HashMap<Address, Channel>,
     down: HashMap<Address, Instant>,
+    /// Nodes that did not even refuse a connection. Followers may name such a node as the leader until they elect anew;
+    /// following them each time would cost a connection's time-out.
+    silent: HashMap<Address, Instant>,
 }
 
 impl Nodes {
@@ -134,9 +137,14 @@ impl Nodes {
         let channel = match timeout(CONNECT_TIMEOUT, endpoint.connect_with_connector(dial)).await {
             Ok(Ok(channel)) => channel,
             Ok(Err(error)) => return Err(format!("{address}: {}", chain(&error))),
-            Err(_) => return Err(format!("{address}: no connection within {CONNECT_TIMEOUT:?}")),
+            Err(_) => {
+                self.state.lock().silent.insert(Arc::clone(address), Instant::now() + PENALTY);
+                return Err(format!("{address}: no connection within {CONNECT_TIMEOUT:?}"));
+            }
         };
-        self.state.lock().channels.insert(Arc::clone(address), channel.clone());
+        let mut state = self.state.lock();
+        state.silent.remove(address);
+        state.channels.insert(Arc::clone(address), channel.clone());
         Ok(channel)
     }
 
@@ -162,10 +170,14 @@ impl Nodes {
         }
     }
 
-    /// A node named the leader. An address that cannot be one is ignored.
+    /// A node named the leader. An address that cannot be one, or was silent just now, is ignored.
     pub(crate) fn hint(&self, leader: &str) -> Option<Address> {
         let address = normalise(leader).ok()?;
-        self.state.lock().leader = Some(Arc::clone(&address));
+        let mut state = self.state.lock();
+        if state.silent.get(&address).is_some_and(|until| *until > Instant::now()) {
+            return None;
+        }
+        state.leader = Some(Arc::clone(&address));
         Some(address)
     }
 
@@ -261,6 +273,27 @@ mod tests {
         tokio::time::advance(PENALTY).await;
         let picked: Vec<_> = (0..2).map(|_| nodes.pick(Route::Spread, None)).collect();
         assert!(picked.contains(&bad), "{picked:?}");
+    }
+
+    /// A network that swallows everything.
+    struct Void;
+
+    impl Connector for Void {
+        fn connect(&self, _: Uri) -> futures::future::BoxFuture<'static, std::io::Result<Box<dyn crate::Io>>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hint_to_a_silent_node_is_not_followed_for_a_while() {
+        let nodes = Nodes::new(vec!["a:1".into(), "b:1".into()], Arc::new(Void)).expect("valid addresses");
+        let leader = nodes.hint("b:1").expect("an address");
+        let why = nodes.channel(&leader).await.expect_err("nobody answers");
+        assert!(why.contains("no connection within 1s"), "{why}");
+        nodes.failed(&leader);
+        assert_eq!(nodes.hint("b:1"), None);
+        tokio::time::advance(PENALTY).await;
+        assert_eq!(nodes.hint("b:1"), Some(leader));
     }
 
     #[test]

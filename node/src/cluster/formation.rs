@@ -114,8 +114,16 @@ impl Formation {
     /// `OTHER_CLUSTER` if this node's data belongs to another one, `INVALID_ARGUMENT` for a seed that is no address,
     /// `NO_LEADER` if the seed cannot be reached or has no quorum.
     pub async fn join(&self, seed: &str) -> Result<ClusterId, Error> {
+        self.join_through(seed, connect(seed).await?).await
+    }
+
+    /// The same over a channel to the seed that the caller has made, as on a simulated network.
+    ///
+    /// # Errors
+    /// As [`Formation::join`].
+    pub async fn join_through(&self, seed: &str, seed_channel: Channel) -> Result<ClusterId, Error> {
         let _alone = self.one_at_a_time.lock().await;
-        let mut seed_client = connect(seed).await?;
+        let mut seed_client = ClusterServiceClient::new(seed_channel);
         let found = ask(seed, seed_client.status(StatusRequest {})).await?;
         let theirs = parse_id(&found.cluster_id)
             .map(ClusterId)
@@ -278,13 +286,12 @@ fn unreachable_seed(seed: &str, what: impl std::fmt::Display) -> Error {
     Error { reason: ErrorReason::NoLeader, message, ..Error::no_leader() }
 }
 
-async fn connect(seed: &str) -> Result<ClusterServiceClient<Channel>, Error> {
+async fn connect(seed: &str) -> Result<Channel, Error> {
     let url = if seed.contains("://") { seed.to_owned() } else { format!("http://{seed}") };
     let endpoint = Endpoint::from_shared(url)
         .map_err(|_| Error::invalid("seed", format!("{seed:?} is not an address; write host:port")))?
         .connect_timeout(SEED_TIMEOUT);
-    let channel = endpoint.connect().await.map_err(|error| unreachable_seed(seed, chain(&error)))?;
-    Ok(ClusterServiceClient::new(channel))
+    endpoint.connect().await.map_err(|error| unreachable_seed(seed, chain(&error)))
 }
 
 /// The last cause says what the system said; tonic's own text is only "transport error".

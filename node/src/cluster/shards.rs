@@ -10,7 +10,7 @@ use quorate_state::control::{Command, ReplicaState, ShardRecord};
 use quorate_state::{Operation, ShardId};
 use tokio::time::{Instant, timeout};
 
-use super::plan::{Step, is_caught_up, next_step, wanted_voters};
+use super::plan::{Step, is_caught_up, largest_odd, next_step, wanted_voters};
 use super::{in_raft, new_request};
 use crate::context::Context;
 use crate::error::Error;
@@ -129,7 +129,7 @@ fn eligible(context: &Context, record: &ShardRecord, voters: usize) -> Vec<Repli
         let stays = |node| control.member(node).is_some_and(|member| !member.leaving);
         kept.iter().filter(|replica| stays(replica.node)).map(|replica| replica.replica).collect()
     });
-    if staying.len() >= voters { staying } else { kept.iter().map(|replica| replica.replica).collect() }
+    if staying.len() >= largest_odd(voters) { staying } else { kept.iter().map(|replica| replica.replica).collect() }
 }
 
 /// Takes in the replicas that the map places and the group does not know, or knows under another address.

@@ -272,6 +272,11 @@ async fn end(
     finishes: Vec<SessionFinish>,
     mut submitted: Result<oneshot::Receiver<Answer<Command>>, Error>,
 ) -> Ended {
+    #[cfg(feature = "planted")]
+    if quorate_state::planted::is("early-acknowledge") && submitted.is_ok() {
+        let answer = Ok(vec![Ok(Reply::Completed { children: Vec::new() }); finishes.len()]);
+        return Ended { finishes, answer };
+    }
     loop {
         match submitted {
             Ok(receiver) => {

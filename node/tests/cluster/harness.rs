@@ -67,6 +67,9 @@ pub(crate) struct TestNode {
 
 impl TestNode {
     pub(crate) async fn start() -> TestNode {
+        // Shown with RUST_LOG when a test is looked at; another test may have set it already.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
         let dir = tempfile::tempdir().expect("a temporary directory");
         let handle = start(config(dir.path())).await.expect("the node starts");
         TestNode { dir, handle }

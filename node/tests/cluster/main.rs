@@ -3,5 +3,6 @@
 mod formation;
 mod harness;
 mod leaving;
+mod memory;
 mod starting;
 mod telling;

@@ -122,8 +122,10 @@ impl<'a> Scan<'a> {
     }
 
     fn read(&self, from: u64) -> Result<Vec<(u64, Bytes)>, LogError> {
-        self.engine
-            .read(self.group, from, u64::MAX, READ_BYTES)
-            .map_err(|source| LogError::Unreadable { group: self.group, position: from, source })
+        self.engine.read(self.group, from, u64::MAX, READ_BYTES).map_err(|source| LogError::Unreadable {
+            group: self.group,
+            position: from,
+            source,
+        })
     }
 }

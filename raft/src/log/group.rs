@@ -143,7 +143,10 @@ impl GroupLogReader {
 }
 
 fn hole(position: u64) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("the log has no record at position {position}, which it must have"))
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("the log has no record at position {position}, which it must have"),
+    )
 }
 
 fn damaged(error: record::RecordError) -> io::Error {

@@ -171,10 +171,8 @@ mod tests {
 
     fn payload() -> impl Strategy<Value = Payload> {
         let members = proptest::collection::btree_map(any::<u64>(), ".{0,20}", 1..5).prop_map(|members| {
-            let members: BTreeMap<u64, Member> = members
-                .into_iter()
-                .map(|(id, address)| (id, Member { node: NodeId(id ^ 0xABCD), address }))
-                .collect();
+            let members: BTreeMap<u64, Member> =
+                members.into_iter().map(|(id, address)| (id, Member { node: NodeId(id ^ 0xABCD), address })).collect();
             let voters: BTreeSet<u64> = members.keys().copied().take(3).collect();
             EntryPayload::Membership(Membership::new(vec![voters], members).expect("voters are members"))
         });
@@ -237,8 +235,8 @@ mod tests {
         #[test]
         fn a_record_of_another_place_is_refused(payload in payload(), position in 2u64.., group in 4u32..) {
             let (record, _) = chain(&[payload], 5).remove(0);
-            prop_assert_eq!(decode(GROUP, position, &record).unwrap_err(), RecordError::Checksum);
-            prop_assert_eq!(decode(GroupId(group), 1, &record).unwrap_err(), RecordError::Checksum);
+            prop_assert_eq!(decode(GROUP, position, &record).expect_err("refused"), RecordError::Checksum);
+            prop_assert_eq!(decode(GroupId(group), 1, &record).expect_err("refused"), RecordError::Checksum);
         }
 
         #[test]
@@ -256,7 +254,7 @@ mod tests {
         let (record, _) = chain(&[EntryPayload::Blank], 1).remove(0);
         let mut bytes = record.to_vec();
         bytes[0] = 9;
-        assert_eq!(decode(GROUP, 1, &Bytes::from(bytes)).unwrap_err(), RecordError::Version(9));
+        assert_eq!(decode(GROUP, 1, &Bytes::from(bytes)).expect_err("refused"), RecordError::Version(9));
     }
 
     #[test]

@@ -286,7 +286,9 @@ impl Shared {
                 // The kernel may already have marked the pages that it failed to write as clean, so a second fsync would
                 // report a success that is none. Nothing this process does can be trusted to be durable any more.
                 tracing::error!(%error, "a commit of the Raft log failed; the process ends so that nothing is lost");
-                eprintln!("quorate: a commit of the Raft log failed: {error}. Check the disk, then start the node again.");
+                eprintln!(
+                    "quorate: a commit of the Raft log failed: {error}. Check the disk, then start the node again."
+                );
                 std::process::abort();
             }
             answer(&mut batch);

@@ -50,6 +50,9 @@ struct Disk {
     commits: u64,
     life: u64,
     hook: Option<Box<CommitHook>>,
+    /// What a disk that acknowledges too early really has.
+    #[cfg(feature = "planted")]
+    synced: Option<Box<Disk>>,
 }
 
 fn dead() -> io::Error {
@@ -76,6 +79,8 @@ impl MemoryLog {
     pub fn crash(&self) -> MemoryLog {
         let mut disk = self.disk.lock();
         disk.life += 1;
+        #[cfg(feature = "planted")]
+        disk.lose_unsynced();
         MemoryLog { disk: self.disk.clone(), life: disk.life }
     }
 
@@ -129,6 +134,23 @@ impl Disk {
         }
     }
 
+    #[cfg(feature = "planted")]
+    fn sync_now_and_then(&mut self) {
+        const EVERY: u64 = 16;
+        if crate::planted::is("unsynced-log") && self.commits.is_multiple_of(EVERY) {
+            let synced = Disk { records: self.records.clone(), marks: self.marks.clone(), ..Disk::default() };
+            self.synced = Some(Box::new(synced));
+        }
+    }
+
+    #[cfg(feature = "planted")]
+    fn lose_unsynced(&mut self) {
+        if let Some(synced) = self.synced.take() {
+            (self.records, self.marks) = (synced.records.clone(), synced.marks.clone());
+            self.synced = Some(synced);
+        }
+    }
+
     fn remove(&mut self, group: GroupId, from: u64, to: u64) {
         if from > to {
             return;
@@ -160,6 +182,8 @@ impl LogEngine for MemoryLog {
         }
         if fault == CommitFault::None {
             disk.commits += 1;
+            #[cfg(feature = "planted")]
+            disk.sync_now_and_then();
             Ok(())
         } else {
             disk.life += 1;

@@ -52,7 +52,8 @@ fn after_records(group: GroupId) -> Key {
 }
 
 fn parse(key: &[u8]) -> io::Result<(GroupId, u8, u64)> {
-    let strange = || io::Error::new(io::ErrorKind::InvalidData, format!("the log database has a strange key {key:02x?}"));
+    let strange =
+        || io::Error::new(io::ErrorKind::InvalidData, format!("the log database has a strange key {key:02x?}"));
     let (group, rest) = key.split_first_chunk::<4>().ok_or_else(strange)?;
     let (kind, position) = rest.split_first().ok_or_else(strange)?;
     let position: [u8; 8] = position.try_into().map_err(|_| strange())?;

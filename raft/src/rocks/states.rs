@@ -11,14 +11,16 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use fs_err as fs;
 use parking_lot::Mutex;
 use rocksdb::checkpoint::Checkpoint;
-use rocksdb::{BlockBasedOptions, Cache, DB, DBCompressionType, Options, ReadOptions, WriteBatch, WriteBufferManager, WriteOptions};
+use rocksdb::{
+    BlockBasedOptions, Cache, DB, DBCompressionType, Options, ReadOptions, WriteBatch, WriteBufferManager, WriteOptions,
+};
 
 use crate::ids::GroupId;
 use crate::machine::{RowBatch, RowVisitor, StateStore, StateStores, Table};
@@ -67,7 +69,12 @@ impl RocksStates {
     /// Uses a directory for the databases of all groups, and creates it if it is not there.
     pub fn open(root: &Path) -> io::Result<RocksStates> {
         fs::create_dir_all(root)?;
-        Ok(RocksStates { root: root.to_owned(), options: options(), stagings: AtomicU64::new(0), open: Mutex::default() })
+        Ok(RocksStates {
+            root: root.to_owned(),
+            options: options(),
+            stagings: AtomicU64::new(0),
+            open: Mutex::default(),
+        })
     }
 
     fn group_dir(&self, group: GroupId) -> PathBuf {

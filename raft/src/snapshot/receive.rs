@@ -11,6 +11,8 @@ use tonic::{Status, Streaming};
 use super::{Checkpoint, Snapshot, meta_of};
 use crate::blocking::Blocking;
 use crate::group::Running;
+use crate::ids::GroupId;
+use crate::machine::StateStores;
 use crate::proto;
 use crate::proto::snapshot_frame::Frame;
 use crate::proto::snapshot_reply::Reply;
@@ -72,7 +74,7 @@ async fn receive(
 ) -> io::Result<Reply> {
     let vote = begin.vote.ok_or_else(|| wrong("a snapshot without a vote"))?;
     let meta = meta_of(begin.mark.ok_or_else(|| wrong("a snapshot without a mark"))?)?;
-    let receiving = resume(group, slot, begin.files)?;
+    let receiving = resume(&*group.states, group.id, slot, begin.files)?;
     let verified = receiving.verified.iter().enumerate().filter(|(_, verified)| **verified);
     let have = proto::SnapshotHave { files: verified.map(|(place, _)| place as u32).collect() };
     let have = proto::SnapshotReply { reply: Some(Reply::Have(have)) };
@@ -93,10 +95,8 @@ async fn receive(
     }
     let dir = std::mem::take(&mut receiving.dir);
     *slot = None;
-    group.blocking.run({
-        let dir = dir.clone();
-        move || File::open(dir)?.sync_all()
-    }).await?;
+    let synced = dir.clone();
+    group.blocking.run(move || File::open(synced)?.sync_all()).await?;
     let snapshot = Snapshot { meta, snapshot: Arc::new(Checkpoint::new(dir)) };
     let installed = group.raft.install_full_snapshot(vote.into(), snapshot).await;
     let installed = installed.map_err(|error| io::Error::other(error.to_string()))?;
@@ -105,20 +105,21 @@ async fn receive(
 
 /// What is here of a snapshot with these files, or an empty start.
 fn resume<'a>(
-    group: &Running,
+    states: &dyn StateStores,
+    group: GroupId,
     slot: &'a mut Option<Receiving>,
     files: Vec<proto::SnapshotFile>,
 ) -> io::Result<&'a mut Receiving> {
     for file in &files {
         let plain = Path::new(&file.name).components().count() == 1 && !file.name.contains(['/', '\\']);
-        if !plain || file.name.starts_with("..") {
+        if !plain || file.name == ".." {
             return Err(wrong(&format!("the file name {:?} is not a plain one", file.name)));
         }
     }
     if slot.as_ref().is_none_or(|receiving| receiving.files != files) {
         // The old directory goes before the store may reuse its place.
         *slot = None;
-        let dir = group.states.staging(group.id)?;
+        let dir = states.staging(group)?;
         *slot = Some(Receiving { verified: vec![false; files.len()], files, dir });
     }
     slot.as_mut().ok_or_else(|| wrong("no place for the snapshot"))
@@ -171,4 +172,66 @@ async fn accept(
 
 fn wrong(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::memory::MemoryStates;
+
+    fn file(name: &str, content: &[u8]) -> proto::SnapshotFile {
+        proto::SnapshotFile { name: name.to_owned(), length: content.len() as u64, crc: crc32c::crc32c(content) }
+    }
+
+    fn chunk(file: u32, data: &'static [u8]) -> proto::SnapshotChunk {
+        proto::SnapshotChunk { file, data: Bytes::from_static(data) }
+    }
+
+    #[tokio::test]
+    async fn what_was_verified_is_not_asked_for_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let states = MemoryStates::new(dir.path());
+        let files = vec![file("a", b"hello"), file("b", b"there"), file("c", b"")];
+        let mut slot = None;
+        let receiving = resume(&states, GroupId(1), &mut slot, files.clone()).unwrap();
+        let mut current = None;
+        for part in [chunk(0, b"he"), chunk(0, b"llo"), chunk(1, b"the")] {
+            accept(Blocking::InPlace, receiving, &mut current, part).await.unwrap();
+        }
+        // The connection breaks in the middle of the second file; the same snapshot comes again.
+        drop(current);
+        let receiving = resume(&states, GroupId(1), &mut slot, files.clone()).unwrap();
+        assert_eq!(receiving.verified, [true, false, false]);
+        let mut current = None;
+        for part in [chunk(1, b"there"), chunk(2, b"")] {
+            accept(Blocking::InPlace, receiving, &mut current, part).await.unwrap();
+        }
+        assert_eq!(receiving.missing(), None);
+        assert_eq!(std::fs::read(receiving.dir.join("b")).unwrap(), b"there");
+        // Another snapshot starts empty and takes the old files away.
+        let old = receiving.dir.clone();
+        let receiving = resume(&states, GroupId(1), &mut slot, vec![file("a", b"other")]).unwrap();
+        assert_eq!(receiving.verified, [false]);
+        assert!(!old.exists());
+    }
+
+    #[tokio::test]
+    async fn a_damaged_or_strange_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let states = MemoryStates::new(dir.path());
+        let mut slot = None;
+        let receiving = resume(&states, GroupId(1), &mut slot, vec![file("a", b"hello")]).unwrap();
+        let flipped = accept(Blocking::InPlace, receiving, &mut None, chunk(0, b"hellO")).await.unwrap_err();
+        assert!(flipped.to_string().contains("checksum"), "{flipped}");
+        let longer = accept(Blocking::InPlace, receiving, &mut None, chunk(0, b"hello!")).await.unwrap_err();
+        assert!(longer.to_string().contains("longer"), "{longer}");
+        assert!(accept(Blocking::InPlace, receiving, &mut None, chunk(5, b"hello")).await.is_err());
+        assert_eq!(receiving.missing(), Some("a"));
+        for name in ["../a", "/etc/a", "a/b", "..", ""] {
+            assert!(resume(&states, GroupId(1), &mut None, vec![file(name, b"x")]).is_err(), "{name:?}");
+        }
+    }
 }

@@ -60,7 +60,7 @@ pub(crate) async fn run_beats(target: Target, client: PeerClient<Channel>, mut q
                 }
                 target.metrics.heartbeat_frames.inc();
                 target.metrics.heartbeats.inc_by(frame.beats.len() as u64);
-                if !open.as_ref().is_some_and(|open| open.frames.send(frame).is_ok()) {
+                if open.as_ref().is_none_or(|open| open.frames.send(frame).is_err()) {
                     open = None;
                     waiting.clear();
                 }

@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -229,35 +230,45 @@ impl Peer for PeerService {
     }
 }
 
-/// Serves connections until the stream of them ends.
+/// Serves connections until the stream of them ends or `stop` is cancelled, which closes them all.
 pub(crate) async fn serve_peers(
     service: PeerService,
     incoming: impl Stream<Item = io::Result<BoxIo>> + Send + 'static,
+    stop: CancellationToken,
 ) -> io::Result<()> {
-    let incoming = incoming.filter_map(async |accepted| match accepted {
-        Ok(io) => Some(Ok::<_, io::Error>(Incoming(io))),
-        Err(error) => {
-            // One connection that could not be taken is no reason to stop taking others.
-            tracing::debug!(%error, "a connection was not accepted");
-            None
-        }
+    let cut = stop.clone();
+    let incoming = incoming.filter_map(move |accepted| {
+        std::future::ready(match accepted {
+            Ok(io) => Some(Ok::<_, io::Error>(Incoming { io, cut: Box::pin(cut.clone().cancelled_owned()) })),
+            Err(error) => {
+                // One connection that could not be taken is no reason to stop taking others.
+                tracing::debug!(%error, "a connection was not accepted");
+                None
+            }
+        })
     });
     let service = PeerServer::new(service)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    tonic::transport::Server::builder()
+    let serving = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .add_service(service)
-        .serve_with_incoming(incoming)
-        .await
-        .map_err(io::Error::other)
+        .serve_with_incoming(incoming);
+    match stop.run_until_cancelled(serving).await {
+        Some(served) => served.map_err(io::Error::other),
+        None => Ok(()),
+    }
 }
 
-/// A connection of any kind, as tonic wants it.
-struct Incoming(BoxIo);
+/// A connection of any kind, as tonic wants it. It breaks when the server stops: the streams of peers have no end of
+/// their own, and a peer must not go on talking to a node that has been replaced in the same process.
+struct Incoming {
+    io: BoxIo,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+}
 
 impl Connected for Incoming {
     type ConnectInfo = ();
@@ -267,21 +278,24 @@ impl Connected for Incoming {
 
 impl AsyncRead for Incoming {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        if self.cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Incoming {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.io).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -289,10 +303,10 @@ impl AsyncWrite for Incoming {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        self.io.is_write_vectored()
     }
 }

@@ -9,8 +9,8 @@
 //! The structs that are encoded are frozen for each version. To change one, copy the old one beside it, raise the version, and
 //! convert while decoding; the tests on frozen bytes say when that is needed.
 
-pub(crate) use bincode::{Decode, Encode};
 use bincode::config::{self, Configuration, Limit, LittleEndian, Varint};
+pub(crate) use bincode::{Decode, Encode};
 use bytes::Bytes;
 
 use crate::{Entry, Operation, Reject, control, shard};
@@ -143,18 +143,17 @@ pub fn decode<M: Message>(bytes: &[u8]) -> Result<M, Error> {
 /// Encodes a record as the value of a row.
 pub(crate) fn encode_row<R: Encode>(record: &R) -> Vec<u8> {
     let mut out = Vec::with_capacity(96);
-    encode_row_into(record, &mut out);
+    encode_row_onto(record, &mut out);
     out
 }
 
-/// Encodes a record as the value of a row in the place of what `out` held.
-pub(crate) fn encode_row_into<R: Encode>(record: &R, out: &mut Vec<u8>) {
-    out.clear();
-    out.resize(ROW_HEADER_BYTES, 0);
+/// Encodes a record as the value of a row, behind what `out` holds.
+pub(crate) fn encode_row_onto<R: Encode>(record: &R, out: &mut Vec<u8>) {
+    let start = out.len();
+    out.extend_from_slice(&[VERSION, 0, 0, 0, 0]);
     bincode::encode_into_std_write(record, out, CONFIG).expect("a record is bounded by what a command may hold");
-    out[0] = VERSION;
-    let crc = crc32c::crc32c(&out[ROW_HEADER_BYTES..]);
-    out[1..ROW_HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+    let crc = crc32c::crc32c(&out[start + ROW_HEADER_BYTES..]);
+    out[start + 1..start + ROW_HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
 }
 
 /// Decodes the value of a row.
@@ -199,7 +198,10 @@ mod tests {
         Entry {
             time: LogTime(1_750_000_000_000_000),
             operations: vec![
-                Operation { request: Some(RequestId(7 << 76)), command: control::Command::Enqueue { tasks: vec![task] } },
+                Operation {
+                    request: Some(RequestId(7 << 76)),
+                    command: control::Command::Enqueue { tasks: vec![task] },
+                },
                 Operation::new(control::Command::Grant { task: TaskId(0x1_0000), session: SessionId(0x2_0000) }),
                 Operation::new(complete),
             ],
@@ -268,13 +270,9 @@ mod tests {
     #[test]
     fn the_bytes_of_version_1_are_frozen() {
         let reply: Result<control::Reply, Reject> = Err(Reject::StaleToken { task: TaskId(5) });
-        let lines = [
-            encode(&control_entry()),
-            encode(&shard_entry()),
-            encode(&control_entry().operations[1]),
-            encode(&reply),
-        ]
-        .map(|bytes| hex(&bytes.expect("it is small")));
+        let lines =
+            [encode(&control_entry()), encode(&shard_entry()), encode(&control_entry().operations[1]), encode(&reply)]
+                .map(|bytes| hex(&bytes.expect("it is small")));
         assert_eq!(lines.join("\n"), include_str!("../tests/frozen/messages-v1.txt").trim_end());
     }
 }

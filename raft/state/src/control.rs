@@ -45,9 +45,9 @@ pub(crate) mod testing;
 
 pub use collections::{BUCKETS, CollectionRecord, CollectionState, OutboxAction, OutboxEntry, bucket_of};
 pub use command::{Command, Effect, Reply};
+pub use complete::MAX_RESULT_BYTES;
 pub use create_collection::MAX_DIMENSION;
 pub use enqueue::MAX_PAYLOAD_BYTES;
-pub use complete::MAX_RESULT_BYTES;
 pub use load::Loader;
 pub use members::{MemberRecord, NodeRecord, replica_target};
 pub use names::MAX_NAME_BYTES;
@@ -161,9 +161,7 @@ impl Control {
             Command::Enqueue { tasks } => self.enqueue(step, tasks),
             Command::Grant { task, session } => self.grant(step, task, session),
             Command::GrantEnqueued { operation, nth, session } => self.grant_enqueued(step, operation, nth, session),
-            Command::Complete { task, token, result, children } => {
-                self.complete(step, task, token, result, children)
-            }
+            Command::Complete { task, token, result, children } => self.complete(step, task, token, result, children),
             Command::Fail { task, token, error, permanent, retry_at } => {
                 self.fail(step, task, token, error, permanent, retry_at)
             }

@@ -60,7 +60,9 @@ pub struct Outcome<R, E> {
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     /// Something stored does not decode.
-    #[error("{what} does not decode ({source}): this replica's storage is damaged or was written by a newer version; replace the replica or start the newer version")]
+    #[error(
+        "{what} does not decode ({source}): this replica's storage is damaged or was written by a newer version; replace the replica or start the newer version"
+    )]
     Undecodable {
         /// What was being read.
         what: String,
@@ -68,7 +70,9 @@ pub enum Fault {
         source: crate::codec::Error,
     },
     /// An entry came again or out of order.
-    #[error("entry {at} was given to a machine that has applied {last}: entries must be applied in order, each once; report this as a bug")]
+    #[error(
+        "entry {at} was given to a machine that has applied {last}: entries must be applied in order, each once; report this as a bug"
+    )]
     OutOfOrder {
         /// The position that was given.
         at: u64,
@@ -76,7 +80,9 @@ pub enum Fault {
         last: u64,
     },
     /// An entry holds more operations than the machine takes.
-    #[error("entry {at} holds {operations} operations, more than {MAX_OPERATIONS}: the proposer must split it; report this as a bug")]
+    #[error(
+        "entry {at} holds {operations} operations, more than {MAX_OPERATIONS}: the proposer must split it; report this as a bug"
+    )]
     TooManyOperations {
         /// The position of the entry.
         at: u64,

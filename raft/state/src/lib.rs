@@ -34,14 +34,14 @@ pub mod control;
 mod entry;
 mod ids;
 mod metric;
+#[cfg(feature = "planted")]
+pub mod planted;
 mod records;
 mod reject;
 mod requests;
 pub mod shard;
 
 pub use entry::{Entry, Fault, MAX_OPERATIONS, Operation, Outcome, Row};
-pub use ids::{
-    CollectionId, LogTime, NodeId, Position, ReplicaId, RequestId, SessionId, ShardId, TaskId, Token,
-};
+pub use ids::{CollectionId, LogTime, NodeId, Position, ReplicaId, RequestId, SessionId, ShardId, TaskId, Token};
 pub use metric::Metric;
 pub use reject::Reject;

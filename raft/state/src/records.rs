@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 
 use bytes::Bytes;
 
@@ -88,23 +89,42 @@ impl Key for Only {
 }
 
 /// The rows of one entry, and the set hash of all rows, which outlives the entry.
+///
+/// An entry has many small rows, so keys and records are encoded one after another into one buffer, which the rows share in
+/// the end.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
-    rows: Vec<Row>,
+    buffer: Vec<u8>,
+    rows: Vec<Pending>,
     hash: u64,
-    /// For encoding what is only hashed.
-    scratch: Vec<u8>,
+}
+
+/// A row whose key, and perhaps value, is in the buffer.
+#[derive(Debug)]
+struct Pending {
+    table: u8,
+    key: Range<usize>,
+    value: PendingValue,
+}
+
+#[derive(Debug)]
+enum PendingValue {
+    Buffered(Range<usize>),
+    Owned(Bytes),
+    Deleted,
 }
 
 impl Changes {
     /// Notes a row as it is, without a share in the set hash: for contents whose checksum is in a hashed record.
     pub(crate) fn put_content(&mut self, table: u8, key: &[u8], value: Bytes) {
-        self.rows.push(Row { table, key: Bytes::copy_from_slice(key), value: Some(value) });
+        let key = self.buffer_key(key);
+        self.rows.push(Pending { table, key, value: PendingValue::Owned(value) });
     }
 
-    /// Notes that a row of contents is gone.
+    /// Notes that a row is gone, without a share in the set hash.
     pub(crate) fn delete_content(&mut self, table: u8, key: &[u8]) {
-        self.rows.push(Row { table, key: Bytes::copy_from_slice(key), value: None });
+        let key = self.buffer_key(key);
+        self.rows.push(Pending { table, key, value: PendingValue::Deleted });
     }
 
     /// Adds a row's share to the set hash.
@@ -119,17 +139,26 @@ impl Changes {
 
     /// Notes the row of a record and adds its share to the set hash.
     fn put_record<R: Record>(&mut self, key: &KeyBytes, record: &R) {
-        codec::encode_row_into(record, &mut self.scratch);
-        self.hash = self.hash.wrapping_add(share::<R>(key, &self.scratch));
-        // The copy has exactly the size of the row: rows wait for the database, and there are many.
-        let value = Some(Bytes::copy_from_slice(&self.scratch));
-        self.rows.push(Row { table: R::TABLE, key: Bytes::copy_from_slice(key.as_slice()), value });
+        let buffered_key = self.buffer_key(key.as_slice());
+        let start = self.buffer.len();
+        codec::encode_row_onto(record, &mut self.buffer);
+        self.hash = self.hash.wrapping_add(share::<R>(key, &self.buffer[start..]));
+        let value = PendingValue::Buffered(start..self.buffer.len());
+        self.rows.push(Pending { table: R::TABLE, key: buffered_key, value });
     }
 
     /// Takes the share of a record, as it is now, out of the set hash.
     fn subtract_record<R: Record>(&mut self, key: &KeyBytes, record: &R) {
-        codec::encode_row_into(record, &mut self.scratch);
-        self.hash = self.hash.wrapping_sub(share::<R>(key, &self.scratch));
+        let start = self.buffer.len();
+        codec::encode_row_onto(record, &mut self.buffer);
+        self.hash = self.hash.wrapping_sub(share::<R>(key, &self.buffer[start..]));
+        self.buffer.truncate(start);
+    }
+
+    fn buffer_key(&mut self, key: &[u8]) -> Range<usize> {
+        let start = self.buffer.len();
+        self.buffer.extend_from_slice(key);
+        start..self.buffer.len()
     }
 
     /// The set hash of all rows so far.
@@ -139,7 +168,17 @@ impl Changes {
 
     /// The rows noted since the last call.
     pub(crate) fn take_rows(&mut self) -> Vec<Row> {
-        std::mem::take(&mut self.rows)
+        let buffer = Bytes::from(std::mem::take(&mut self.buffer));
+        let row = |pending: Pending| Row {
+            table: pending.table,
+            key: buffer.slice(pending.key),
+            value: match pending.value {
+                PendingValue::Buffered(range) => Some(buffer.slice(range)),
+                PendingValue::Owned(value) => Some(value),
+                PendingValue::Deleted => None,
+            },
+        };
+        std::mem::take(&mut self.rows).into_iter().map(row).collect()
     }
 }
 
@@ -233,9 +272,8 @@ impl<R: Record> Records<R> {
 
     /// The set hash of these records alone, computed anew.
     pub(crate) fn hash(&self) -> u64 {
-        self.iter().fold(0, |hash, (key, record)| {
-            hash.wrapping_add(share::<R>(&key.to_key(), &codec::encode_row(record)))
-        })
+        self.iter()
+            .fold(0, |hash, (key, record)| hash.wrapping_add(share::<R>(&key.to_key(), &codec::encode_row(record))))
     }
 }
 

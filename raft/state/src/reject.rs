@@ -15,7 +15,9 @@ pub enum Reject {
         what: String,
     },
     /// The request id is older than the replies that are kept, so nobody can tell whether it ran.
-    #[error("the request id is older than the {kept_hours} h for which replies are kept: look up what became of the request, then send a new one with a new id")]
+    #[error(
+        "the request id is older than the replies that are kept (for {kept_hours} h at most): look up what became of the request, then send a new one with a new id; if it is new, the clock of this client is behind"
+    )]
     RequestExpired {
         /// For how long replies are kept at most, hours.
         kept_hours: u32,
@@ -56,7 +58,9 @@ pub enum Reject {
         node: NodeId,
     },
     /// Leaving would lower the number of replicas.
-    #[error("when node {node} leaves, each group has {after} replicas instead of {before} and survives fewer failures: add a node first, or say explicitly that fewer are enough")]
+    #[error(
+        "without node {node} the replicas of each group go from {before} to {after}, and fewer failures are survived: add a node first, or say explicitly that fewer are enough"
+    )]
     FewerReplicas {
         /// The node that was named.
         node: NodeId,
@@ -66,7 +70,7 @@ pub enum Reject {
         after: u32,
     },
     /// The shard map places something on the node.
-    #[error("node {node} still holds {replicas} replicas: wait until they have moved")]
+    #[error("node {node} still holds data (replicas: {replicas}): wait until they have moved")]
     StillHolding {
         /// The node that was named.
         node: NodeId,

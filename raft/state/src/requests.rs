@@ -80,13 +80,7 @@ impl<K: Kept> Requests<K> {
         self.forget_beyond(MAX_REQUESTS, now, horizon, changes)
     }
 
-    fn forget_beyond(
-        &mut self,
-        most: usize,
-        now: LogTime,
-        mut horizon: LogTime,
-        changes: &mut Changes,
-    ) -> LogTime {
+    fn forget_beyond(&mut self, most: usize, now: LogTime, mut horizon: LogTime, changes: &mut Changes) -> LogTime {
         let oldest = now.minus_ms(KEPT_MS);
         for _ in 0..FORGOTTEN_PER_ENTRY {
             match self.order.first() {
@@ -94,7 +88,7 @@ impl<K: Kept> Requests<K> {
                     self.order.pop_first();
                     self.records.remove(id, changes);
                     let minted = id.minted().unwrap_or(at).clamp(at, at.plus_ms(MAX_AHEAD_MS));
-                    horizon = horizon.max(LogTime(minted.0 + 1));
+                    horizon = horizon.max(LogTime(minted.0.saturating_add(1)));
                 }
                 _ => break,
             }
@@ -131,8 +125,8 @@ mod tests {
     use super::*;
     use crate::control::testing::{Cluster, task};
     use crate::control::{Command, Reply};
-    use crate::shard::testing::{Slice, point};
     use crate::shard;
+    use crate::shard::testing::{Slice, point};
     use crate::{CollectionId, Operation};
 
     const HOUR_MS: u64 = 3_600_000;
@@ -231,7 +225,10 @@ mod tests {
         let look_up = |nth| requests.look_up(minted_at(at(nth), nth), at(10), horizon);
         assert_eq!(look_up(3), Err(Reject::RequestExpired { kept_hours: 24 }));
         assert_eq!(look_up(4), Ok(Some(&Text(4))));
-        assert_eq!(requests.look_up(minted_at(at(3), 99), at(10), horizon), Err(Reject::RequestExpired { kept_hours: 24 }));
+        assert_eq!(
+            requests.look_up(minted_at(at(3), 99), at(10), horizon),
+            Err(Reject::RequestExpired { kept_hours: 24 })
+        );
         assert_eq!(requests.look_up(minted_at(at(4), 99), at(10), horizon), Ok(None));
     }
 

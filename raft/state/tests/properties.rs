@@ -10,17 +10,47 @@ use quorate_state::{Entry, LogTime, Operation, Outcome, Position, Reject, Reques
 /// Something that happens. Numbers pick among what there is, so that most of it makes sense and some of it does not.
 #[derive(Clone, Debug)]
 enum Act {
-    Enqueue { role: u8, tasks: u8, max_attempts: u32, request: Option<u8> },
-    Open { role: u8, slots: u32 },
-    Grant { task: u16, session: u16 },
-    GrantEnqueued { operation: u8, nth: u8, session: u16 },
+    Enqueue {
+        role: u8,
+        tasks: u8,
+        max_attempts: u32,
+        request: Option<u8>,
+    },
+    Open {
+        role: u8,
+        slots: u32,
+    },
+    Grant {
+        task: u16,
+        session: u16,
+    },
+    GrantEnqueued {
+        operation: u8,
+        nth: u8,
+        session: u16,
+    },
     /// Tokens are picked from all that were ever given, so some are stale.
-    Complete { token: u16, children: u8 },
-    Fail { token: u16, permanent: bool, pause_ms: Option<u16> },
-    Cancel { task: u16 },
-    Expire { session: u16 },
-    Close { session: u16 },
-    Wait { ms: u32 },
+    Complete {
+        token: u16,
+        children: u8,
+    },
+    Fail {
+        token: u16,
+        permanent: bool,
+        pause_ms: Option<u16>,
+    },
+    Cancel {
+        task: u16,
+    },
+    Expire {
+        session: u16,
+    },
+    Close {
+        session: u16,
+    },
+    Wait {
+        ms: u32,
+    },
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -136,9 +166,9 @@ impl Model {
     }
 
     fn current(&self, id: TaskId, token: Token) -> bool {
-        self.tasks.get(&id).is_some_and(|task| {
-            task.token == Some(token) && matches!(task.state, ModelState::Granted { .. })
-        })
+        self.tasks
+            .get(&id)
+            .is_some_and(|task| task.token == Some(token) && matches!(task.state, ModelState::Granted { .. }))
     }
 }
 
@@ -253,12 +283,7 @@ impl Run {
     }
 
     /// Compares the reply to one operation with what the model says, and lets the model follow.
-    fn compare(
-        &mut self,
-        operation: &Operation<Command>,
-        number: usize,
-        replies: &[Result<Reply, Reject>],
-    ) {
+    fn compare(&mut self, operation: &Operation<Command>, number: usize, replies: &[Result<Reply, Reject>]) {
         let reply = &replies[number];
         if let Some((at, before)) = operation.request.and_then(|id| self.model.requests.get(&id))
             && *at >= self.time.minus_ms(DAY_MS)
@@ -308,7 +333,8 @@ impl Run {
                 }
             }
             Command::Cancel { task } => {
-                let live = self.model.tasks.get_mut(task).filter(|task| !matches!(task.state, ModelState::Finished { .. }));
+                let live =
+                    self.model.tasks.get_mut(task).filter(|task| !matches!(task.state, ModelState::Finished { .. }));
                 assert_eq!(reply.is_ok(), live.is_some());
                 if let Some(task) = live {
                     task.state = ModelState::Finished { state: TaskState::Cancelled, at: self.time };
@@ -401,7 +427,7 @@ impl Run {
         let ready: usize = self.first.roles_ready().map(|(_, count)| count).sum();
         let model_ready = self.model.tasks.values().filter(|task| task.state == ModelState::Ready).count();
         assert_eq!(ready, model_ready);
-        for (session, _) in &self.model.sessions {
+        for session in self.model.sessions.keys() {
             let running: Vec<_> = self.first.running(*session).iter().map(|(task, _)| *task).collect();
             assert_eq!(running, self.model.running(*session));
         }

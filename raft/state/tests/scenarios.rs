@@ -72,7 +72,14 @@ fn milliseconds(text: &str) -> u64 {
     let split = text.find(|letter: char| !letter.is_ascii_digit()).expect("a time has a unit");
     let (number, unit) = text.split_at(split);
     let number: u64 = number.parse().expect("a time begins with a number");
-    number * match unit { "ms" => 1, "s" => 1_000, "m" => 60_000, "h" => 3_600_000, _ => panic!("{unit:?} is no unit") }
+    number
+        * match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => panic!("{unit:?} is no unit"),
+        }
 }
 
 impl Stage {
@@ -125,7 +132,9 @@ impl Stage {
 
     fn command(&self, words: &Words<'_>) -> Command {
         match words.at(0) {
-            "init" => Command::InitCluster { cluster: 1, shards: words.number(1) as u32, node: node(1), control_replica: 1 },
+            "init" => {
+                Command::InitCluster { cluster: 1, shards: words.number(1) as u32, node: node(1), control_replica: 1 }
+            }
             "join" => Command::AddMember { node: node(words.number(1)) },
             "leave" => Command::StartLeave { node: NodeId(words.number(1)), allow_fewer: words.has("fewer") },
             "remove" => Command::RemoveMember { node: NodeId(words.number(1)) },
@@ -255,11 +264,13 @@ impl Stage {
                 self.grant_name(*token)
             ),
             Effect::AttemptLost { session, task, token } => {
-                let (session, task, grant) = (self.session_name(*session), self.task_name(*task), self.grant_name(*token));
+                let (session, task, grant) =
+                    (self.session_name(*session), self.task_name(*task), self.grant_name(*token));
                 format!("{session} loses {task} ({grant})")
             }
             Effect::AttemptEnded { session, task, token } => {
-                let (session, task, grant) = (self.session_name(*session), self.task_name(*task), self.grant_name(*token));
+                let (session, task, grant) =
+                    (self.session_name(*session), self.task_name(*task), self.grant_name(*token));
                 format!("{session} is done with {task} ({grant})")
             }
             Effect::TaskWaiting { task, due } => {
@@ -281,7 +292,8 @@ impl Stage {
                 for task in self.control.tasks(TaskId(0), &TaskFilter::default(), 100).tasks {
                     let name = self.task_name(task.id);
                     let (attempts, failures) = (task.attempts, task.failures);
-                    writeln!(text, "{name} {}, {attempts} attempts, {failures} failures", task.state).expect("a string");
+                    writeln!(text, "{name} {}, {attempts} attempts, {failures} failures", task.state)
+                        .expect("a string");
                 }
             }
             "queues" => {
@@ -289,7 +301,13 @@ impl Stage {
                     writeln!(
                         text,
                         "{}: {} ready, {} waiting, {} granted, {} completed, {} dead, {} cancelled",
-                        queue.queue, queue.ready, queue.waiting, queue.granted, queue.completed, queue.dead, queue.cancelled
+                        queue.queue,
+                        queue.ready,
+                        queue.waiting,
+                        queue.granted,
+                        queue.completed,
+                        queue.dead,
+                        queue.cancelled
                     )
                     .expect("a string");
                 }
@@ -308,7 +326,8 @@ impl Stage {
             "collections" => {
                 for collection in self.control.collections() {
                     let pending: Vec<_> = collection.pending.iter().map(|shard| shard.0).collect();
-                    writeln!(text, "{} {:?}, to be told: {pending:?}", collection.name, collection.state).expect("a string");
+                    writeln!(text, "{} {:?}, to be told: {pending:?}", collection.name, collection.state)
+                        .expect("a string");
                 }
             }
             other => panic!("cannot show {other:?}"),
@@ -416,4 +435,12 @@ macro_rules! stories {
     };
 }
 
-stories!(a_job_with_a_review, an_agent_dies, retries_and_dead_letters, cancelling, a_lost_reply, a_growing_cluster, collections);
+stories!(
+    a_job_with_a_review,
+    an_agent_dies,
+    retries_and_dead_letters,
+    cancelling,
+    a_lost_reply,
+    a_growing_cluster,
+    collections
+);

@@ -184,3 +184,19 @@ async fn a_node_that_is_back_is_reached_at_once() {
     let position = cluster.nodes[&leader].group.applied();
     cluster.nodes[&other].group.wait_applied(position, Duration::from_millis(1_500)).await.expect("reached soon");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_with_a_fault_stops_its_group_and_nothing_else() {
+    let cluster = Cluster::start(3, 3, NO_PURGE).await;
+    cluster.add(&[1, 2, 3], 1).await;
+    let leader = cluster.leader(&[1, 2, 3]).await;
+    // Not a number, on any replica.
+    let lost = leader.group.propose(vec![1].into()).await;
+    assert!(matches!(lost, Err(ProposeError::Unknown | ProposeError::Stopped)), "{lost:?}");
+    for node in cluster.nodes.values() {
+        tokio::time::timeout(LONG, node.group.stopped()).await.expect("every replica stops");
+        assert!(!node.group.leadership().borrow().mine);
+        assert_eq!(stored_sum(&*node.group.store()), 1);
+    }
+    assert!(matches!(leader.group.propose(number(1)).await, Err(ProposeError::Stopped)));
+}

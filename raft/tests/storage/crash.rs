@@ -72,7 +72,8 @@ impl Content {
         match step {
             Step::Vote(term) => next.vote = Some(vote(*term)),
             Step::Append(term, first, count) => {
-                next.entries.extend(entries(*term, *first, *count).into_iter().map(|entry| (entry.log_id.index, entry)));
+                next.entries
+                    .extend(entries(*term, *first, *count).into_iter().map(|entry| (entry.log_id.index, entry)));
             }
             Step::Truncate(last) => next.entries.retain(|at, _| *at <= last.index),
             Step::Purge(upto) => {
@@ -185,7 +186,9 @@ fn is_reachable(found: &Content, steps: &[Step], durable: usize) -> bool {
         if at >= durable && *found == content {
             return true;
         }
-        if at >= durable && let Step::Append(term, first, count) = step {
+        if at >= durable
+            && let Step::Append(term, first, count) = step
+        {
             for part in 1..*count {
                 if *found == content.after(&Step::Append(*term, *first, part)) {
                     return true;

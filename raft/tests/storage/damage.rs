@@ -20,6 +20,9 @@ async fn open(disk: &MemoryLog) -> Result<GroupLog, LogError> {
     task_store(disk.clone()).open_group(GROUP, REPLICA).await
 }
 
+/// Changes the bytes of a record, or takes it away.
+type Change = fn(Vec<u8>) -> Option<Vec<u8>>;
+
 fn flip(mut bytes: Vec<u8>) -> Option<Vec<u8>> {
     *bytes.last_mut()? ^= 4;
     Some(bytes)
@@ -56,8 +59,7 @@ async fn a_log_that_is_nothing_but_a_torn_record_is_empty() {
 
 #[tokio::test]
 async fn damage_with_a_whole_record_after_it_is_an_error_that_says_where() {
-    let ways: [(fn(Vec<u8>) -> Option<Vec<u8>>, RecordError); 2] =
-        [(flip, RecordError::Checksum), (|_| None, RecordError::Missing)];
+    let ways: [(Change, RecordError); 2] = [(flip, RecordError::Checksum), (|_| None, RecordError::Missing)];
     for (change, expected) in ways {
         let disk = written().await;
         assert!(disk.damage(GROUP, 4, change));

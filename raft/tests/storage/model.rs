@@ -14,7 +14,10 @@ use crate::support::{GROUP, REPLICA, append, entry};
 
 #[derive(Clone, Debug)]
 enum Step {
-    Append { count: u64, bytes: usize },
+    Append {
+        count: u64,
+        bytes: usize,
+    },
     /// Keeps this share of the log, in percent.
     Truncate(u64),
     /// Purges this share of the log, in percent; beyond 100 past its end.
@@ -22,7 +25,10 @@ enum Step {
     /// Lets the writer commit what waits.
     Settle,
     Reopen,
-    Read { from: u64, count: u64 },
+    Read {
+        from: u64,
+        count: u64,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -136,7 +142,8 @@ impl Run {
 
     async fn read(&mut self, from: u64, count: u64) {
         let from = self.model.first().saturating_sub(3) + from;
-        let expected: Vec<Entry> = self.model.entries.range(from..from + count).map(|(_, entry)| entry.clone()).collect();
+        let expected: Vec<Entry> =
+            self.model.entries.range(from..from + count).map(|(_, entry)| entry.clone()).collect();
         let mut reader = self.log().reader();
         assert_eq!(reader.try_get_log_entries(from..from + count).await.unwrap(), expected);
         let limited = reader.limited_get_log_entries(from, from + count).await.unwrap();

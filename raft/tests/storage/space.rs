@@ -63,7 +63,8 @@ async fn child_that_idles() {
         let mut log = store.open_group(GroupId(group), REPLICA).await.unwrap();
         append_durably(&mut log, (0..100).map(|at| entry(1, at, &[7; 1024]))).await;
         let state = states.open(GroupId(group)).unwrap();
-        let changes = (0..100u32).map(|row| (1, row.to_be_bytes().to_vec().into(), Some(vec![7; 1024].into()))).collect();
+        let changes =
+            (0..100u32).map(|row| (1, row.to_be_bytes().to_vec().into(), Some(vec![7; 1024].into()))).collect();
         state.write(&RowBatch { changes }, b"applied").unwrap();
         open.push((log, state));
     }

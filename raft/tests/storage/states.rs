@@ -35,7 +35,10 @@ fn rows_are_kept_by_table_in_order(states: &dyn StateStores) {
     let store = states.open(GROUP).unwrap();
     assert_eq!(store.applied().unwrap(), None);
     store
-        .write(&batch(&[(1, "b", Some("1b")), (1, "a", Some("1a")), (2, "a", Some("2a")), (199, "z", Some("end"))]), b"5")
+        .write(
+            &batch(&[(1, "b", Some("1b")), (1, "a", Some("1a")), (2, "a", Some("2a")), (199, "z", Some("end"))]),
+            b"5",
+        )
         .unwrap();
     assert_eq!(all(&*store, 1, ""), rows(&[("a", "1a"), ("b", "1b")]));
     assert_eq!(all(&*store, 1, "aa"), rows(&[("b", "1b")]));

@@ -48,7 +48,10 @@ pub(crate) async fn append(
     wait
 }
 
-pub(crate) async fn append_durably(log: &mut GroupLog, entries: impl IntoIterator<Item = Entry, IntoIter: Send> + Send) {
+pub(crate) async fn append_durably(
+    log: &mut GroupLog,
+    entries: impl IntoIterator<Item = Entry, IntoIter: Send> + Send,
+) {
     append(log, entries).await.await.unwrap().unwrap();
 }
 

@@ -378,7 +378,12 @@ impl Driver {
 
     fn on_ack(&mut self, session: &Session, stream: &Stream, ack: Acknowledged) -> Option<Left> {
         match ack {
-            Acknowledged::Completed => self.shared.add(Count::Completed, 1),
+            Acknowledged::Completed { task_id, children } => {
+                self.shared.add(Count::Completed, 1);
+                if let Some(tell) = &self.workshop.completed {
+                    tell(task_id, &children);
+                }
+            }
             Acknowledged::Failed => self.shared.add(Count::Failed, 1),
             Acknowledged::Refused(error) => {
                 tracing::warn!(agent = self.spec.name, session = session.id, %error, "an outcome was refused");

@@ -54,7 +54,12 @@ pub(crate) struct Workshop {
     pub(crate) runtime: Handle,
     pub(crate) slots: Arc<Semaphore>,
     pub(crate) done: mpsc::UnboundedSender<Done>,
+    /// Is told of each completion that took effect.
+    pub(crate) completed: Option<Arc<OnCompleted>>,
 }
+
+/// Called with the task and its children once a completion is durable.
+pub(crate) type OnCompleted = dyn Fn(u64, &[u64]) + Send + Sync;
 
 impl Workshop {
     /// Starts the handler. Its outcome comes on `done`, once, unless it is aborted by the handle that is returned.

@@ -36,7 +36,7 @@ pub use attempt::{Attempt, Output, TaskError};
 pub use stats::AgentStats;
 
 use crate::agent::driver::{Driver, Order, Spec};
-use crate::agent::handler::{Handler, Workshop};
+use crate::agent::handler::{Handler, OnCompleted, Workshop};
 use crate::agent::stats::Shared;
 use crate::client::Client;
 use crate::error::Error;
@@ -63,6 +63,7 @@ impl Agent {
             spec: Spec { name: name.into(), roles: Vec::new(), slots: 1, ttl: limits::TTL_DEFAULT },
             handler: None,
             keeper: LeaseKeeper::Thread,
+            completed: None,
         }
     }
 }
@@ -73,6 +74,7 @@ pub struct AgentBuilder {
     spec: Spec,
     handler: Option<Handler>,
     keeper: LeaseKeeper,
+    completed: Option<Arc<OnCompleted>>,
 }
 
 impl fmt::Debug for AgentBuilder {
@@ -126,6 +128,15 @@ impl AgentBuilder {
         self
     }
 
+    /// Is called with the task's id and the ids of its children when a completion is acknowledged: durable on a majority.
+    /// It runs on the thread that keeps the lease, so it must be short and never block. A completion whose
+    /// acknowledgement was lost with the session is not told.
+    #[must_use]
+    pub fn on_completed(mut self, tell: impl Fn(u64, &[u64]) + Send + Sync + 'static) -> Self {
+        self.completed = Some(Arc::new(tell));
+        self
+    }
+
     /// Where heartbeats and the lease are kept.
     #[must_use]
     pub fn lease_keeper(mut self, keeper: LeaseKeeper) -> Self {
@@ -151,7 +162,7 @@ impl AgentBuilder {
         let driver = Driver::new(
             self.client.shared.nodes.fork(),
             self.spec,
-            Workshop { handler, runtime: runtime.clone(), slots, done: done_sender },
+            Workshop { handler, runtime: runtime.clone(), slots, done: done_sender, completed: self.completed },
             done,
             orders,
             Arc::clone(&shared),

@@ -18,7 +18,7 @@ use crate::agent::lease::Lease;
 use crate::backoff::Backoff;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(20);
-const MOST_BACKOFF: Duration = Duration::from_millis(500);
+const MOST_BACKOFF: Duration = Duration::from_millis(200);
 
 /// A running handler.
 pub(crate) struct Running {
@@ -43,8 +43,13 @@ struct Unacknowledged {
 /// What an acknowledgement means for its attempt.
 #[derive(Debug)]
 pub(crate) enum Acknowledged {
-    /// The completion took effect.
-    Completed,
+    /// The completion took effect, and its children were enqueued under these ids.
+    Completed {
+        /// The task.
+        task_id: u64,
+        /// In the order of the output.
+        children: Vec<u64>,
+    },
     /// The failure took effect.
     Failed,
     /// The attempt was no longer ours; nothing took effect.
@@ -142,7 +147,8 @@ impl Session {
         let Some(mut waiting) = self.unacknowledged.remove(&ack.seq) else { return Acknowledged::Unknown };
         let is_completion = matches!(waiting.finish.outcome, Some(Wire::Completed(_)));
         let Some(error) = ack.error.map(ApiError::from) else {
-            return if is_completion { Acknowledged::Completed } else { Acknowledged::Failed };
+            let completed = Acknowledged::Completed { task_id: waiting.finish.task_id, children: ack.child_ids };
+            return if is_completion { completed } else { Acknowledged::Failed };
         };
         if error.is_retryable() {
             waiting.resend_at = Some(now + error.retry_after.unwrap_or_default() + waiting.backoff.next());
@@ -232,7 +238,10 @@ mod tests {
         assert_eq!(session.holding(), [TOKEN]);
         assert!(session.knows(&KEY) && !session.is_idle());
         assert_eq!(session.resend_all(), std::slice::from_ref(&finish));
-        assert!(matches!(session.acknowledged(ack(finish.seq, None), Instant::now()), Acknowledged::Completed));
+        assert!(matches!(
+            session.acknowledged(ack(finish.seq, None), Instant::now()),
+            Acknowledged::Completed { task_id: 7, .. }
+        ));
         assert!(session.is_idle());
         assert!(matches!(session.acknowledged(ack(finish.seq, None), Instant::now()), Acknowledged::Unknown));
     }

@@ -262,7 +262,7 @@ async fn a_session_that_is_gone_is_followed_by_a_new_one() {
     let network = Network::default();
     let mut node = network.node("a:1");
     let mut waiting = waiting(writer(&network, &["a:1"]));
-    let mut stream = opened(&mut node).await;
+    let stream = opened(&mut node).await;
     stream.grant([1]);
     soon(waiting.started.recv()).await.unwrap();
     let gone = v1::SessionGone { error: Some(error(ErrorReason::SessionNotFound).into()) };
@@ -290,16 +290,16 @@ async fn a_drain_lets_attempts_end_and_takes_no_more() {
     stream.grant([1]);
     soon(started.recv()).await.unwrap();
     let end = tokio::spawn(agent.shutdown());
-    loop {
-        match stream.any_frame().await {
-            Out::Heartbeat(beat) if beat.draining => {
-                stream.acknowledge(beat.seq);
-                break;
+    let draining = async {
+        loop {
+            match stream.any_frame().await {
+                Out::Heartbeat(beat) if beat.draining => return stream.acknowledge(beat.seq),
+                Out::Heartbeat(beat) => stream.acknowledge(beat.seq),
+                other => panic!("not draining: {other:?}"),
             }
-            Out::Heartbeat(beat) => stream.acknowledge(beat.seq),
-            other => panic!("not draining: {other:?}"),
         }
-    }
+    };
+    soon(draining).await;
     stream.grant([2]);
     settle().await;
     assert!(started.try_recv().is_err(), "what comes now is not started");

@@ -252,12 +252,16 @@ impl AgentsService for Fake {
 impl WorkStream {
     /// The next frame that is no heartbeat; heartbeats are acknowledged on the way.
     pub(crate) async fn frame(&mut self) -> Out {
-        loop {
-            match self.any_frame().await {
-                Out::Heartbeat(beat) => self.acknowledge(beat.seq),
-                other => return other,
+        // Heartbeats come forever, so the bound is around all of them.
+        let other = async {
+            loop {
+                match self.any_frame().await {
+                    Out::Heartbeat(beat) => self.acknowledge(beat.seq),
+                    other => return other,
+                }
             }
-        }
+        };
+        soon(other).await
     }
 
     /// The next frame, whatever it is.

@@ -4,6 +4,7 @@ use std::sync::mpsc as blocking;
 use std::time::Duration;
 
 use futures::executor::block_on;
+use quorate_client::v1::finish::Outcome;
 use quorate_client::v1::work_request::Frame as Out;
 use quorate_client::{Agent, Client, Output};
 use tokio::net::TcpListener;
@@ -15,6 +16,8 @@ use crate::agents::writer;
 use crate::fake::{Network, Seen, WorkStream, either, services, soon};
 
 const TTL: Duration = Duration::from_secs(10);
+/// Bounds the waits of the one test that runs on real time.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Tells when it is dropped.
 struct Tell(Option<oneshot::Sender<Instant>>);
@@ -65,12 +68,15 @@ async fn a_lease_that_is_not_renewed_is_given_up_before_the_session_can_expire()
     assert!(after >= TTL * 8 / 10, "not before it must: {after:?}");
 
     // Then it begins anew.
-    loop {
-        let (_, Seen::Work(mut stream)) = soon(either(&mut a, &mut b)).await else { panic!("a stream") };
-        if let Out::Open(_) = stream.any_frame().await {
-            break;
+    let reopened = async {
+        loop {
+            let (_, Seen::Work(mut stream)) = either(&mut a, &mut b).await else { panic!("a stream") };
+            if let Out::Open(_) = stream.any_frame().await {
+                return;
+            }
         }
-    }
+    };
+    soon(reopened).await;
     let stats = agent.stats();
     assert_eq!((stats.lost, stats.completed, stats.running), (1, 0, 0));
 }
@@ -112,7 +118,7 @@ async fn a_blocking_handler_is_signalled_and_its_late_result_is_refused() {
     }
     assert_eq!(agent.stats().lost, 1);
     release.send(()).unwrap();
-    let mut reopened = loop {
+    let reopened = loop {
         let mut stream = soon(node.work()).await;
         match stream.any_frame().await {
             Out::Resume(_) => {}
@@ -132,7 +138,7 @@ async fn a_blocking_handler_is_signalled_and_its_late_result_is_refused() {
 }
 
 /// A node over real TCP on a runtime of its own, which tells the heartbeats that it has acknowledged after the grant.
-fn node_on_a_thread(beats: blocking::Sender<u64>, finished: blocking::Sender<()>) -> String {
+fn node_on_a_thread(beats: blocking::Sender<u64>, finished: blocking::Sender<bool>) -> String {
     let (tell_address, address) = blocking::channel();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -153,7 +159,8 @@ fn node_on_a_thread(beats: blocking::Sender<u64>, finished: blocking::Sender<()>
                     }
                     Out::Finish(batch) => {
                         stream.ack(&batch.items);
-                        let _ = finished.send(());
+                        let completed = matches!(batch.items[0].outcome, Some(Outcome::Completed(_)));
+                        let _ = finished.send(completed);
                     }
                     Out::Close(_) => return,
                     other => panic!("{other:?}"),
@@ -175,15 +182,17 @@ fn a_handler_that_blocks_its_runtime_does_not_stop_the_heartbeats() {
         let client = Client::connect([address]).unwrap();
         let agent = Agent::builder(&client, "w1")
             .role("writer")
-            .ttl(Duration::from_secs(1))
+            .ttl(Duration::from_secs(2))
             .handler(move |_| {
                 // Blocks the only thread of this runtime for longer than the time to live: 5 heartbeats at a quarter of it.
-                let seqs: Vec<u64> = (0..5).map(|_| beats.lock().unwrap().recv().unwrap()).collect();
+                let seqs: Vec<u64> = (0..5).map(|_| beats.lock().unwrap().recv_timeout(PATIENCE).unwrap()).collect();
                 async move { Ok(Output::new(format!("{seqs:?}"))) }
             })
             .start()
             .unwrap();
-        tokio::task::spawn_blocking(move || finished.recv().unwrap()).await.unwrap();
+        let completed =
+            tokio::task::spawn_blocking(move || finished.recv_timeout(2 * PATIENCE).unwrap()).await.unwrap();
+        assert!(completed, "the handler saw its heartbeats");
         assert_eq!(agent.stats().lost, 0);
         agent.shutdown().await;
     });

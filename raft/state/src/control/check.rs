@@ -117,7 +117,8 @@ impl Control {
                 wrong.push(format!("collection {name} waits for a shard that it is not on"));
             }
             if collection.pending.is_empty() != (collection.state == CollectionState::Ready) {
-                wrong.push(format!("collection {name} is {:?} with {:?} pending", collection.state, collection.pending));
+                wrong
+                    .push(format!("collection {name} is {:?} with {:?} pending", collection.state, collection.pending));
             }
         }
     }

@@ -112,7 +112,9 @@ mod tests {
         let mut cluster = Cluster::of(1);
         cluster.run(create("taken", 4, 1)).expect("a new name");
         assert_eq!(cluster.run(create("taken", 4, 1)), Err(Reject::CollectionExists { name: "taken".to_owned() }));
-        for command in [create("", 4, 1), create("x", 0, 1), create("x", 5_000, 1), create("x", 4, 0), create("x", 4, 5)] {
+        for command in
+            [create("", 4, 1), create("x", 0, 1), create("x", 5_000, 1), create("x", 4, 0), create("x", 4, 5)]
+        {
             assert!(matches!(cluster.run(command), Err(Reject::InvalidArgument { .. })));
         }
         assert_eq!(Cluster::empty().run(create("x", 4, 1)), Err(Reject::NotInitialized));

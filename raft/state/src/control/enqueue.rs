@@ -51,12 +51,7 @@ impl Control {
     }
 
     /// Takes in tasks that were checked and returns the id of the first one. Changes nothing if it refuses.
-    pub(super) fn add_tasks(
-        &mut self,
-        step: &mut Step,
-        tasks: Vec<NewTask>,
-        parent: TaskId,
-    ) -> Result<TaskId, Reject> {
+    pub(super) fn add_tasks(&mut self, step: &mut Step, tasks: Vec<NewTask>, parent: TaskId) -> Result<TaskId, Reject> {
         let first = step.mint_ids(tasks.len())?;
         for (id, new) in (first..).map(TaskId).zip(tasks) {
             let task = LiveTask {

@@ -68,6 +68,9 @@ mod tests {
         let refused = Err(Reject::SessionNotFound { session });
         assert_eq!(cluster.run(Command::ExpireSession { session }), refused);
         let never = SessionId(1);
-        assert_eq!(cluster.run(Command::ExpireSession { session: never }), Err(Reject::SessionNotFound { session: never }));
+        assert_eq!(
+            cluster.run(Command::ExpireSession { session: never }),
+            Err(Reject::SessionNotFound { session: never })
+        );
     }
 }

@@ -83,7 +83,8 @@ impl Control {
 /// Cuts a text to the longest that is kept, between two characters.
 fn cut(mut text: String) -> String {
     if text.len() > MAX_ERROR_BYTES {
-        text.truncate(text.floor_char_boundary(MAX_ERROR_BYTES));
+        let end = (0..=MAX_ERROR_BYTES).rev().find(|end| text.is_char_boundary(*end));
+        text.truncate(end.unwrap_or(0));
     }
     text
 }

@@ -48,10 +48,7 @@ mod tests {
         let outcome = cluster.outcome(vec![grant(tasks[0]), grant(tasks[1])]);
         let position = cluster.state.last_position().0;
         let tokens = [Token { position, ordinal: 0 }, Token { position, ordinal: 1 }];
-        assert_eq!(
-            outcome.replies,
-            tokens.map(|token| Ok(Reply::Granted { token, attempt: 1 })),
-        );
+        assert_eq!(outcome.replies, tokens.map(|token| Ok(Reply::Granted { token, attempt: 1 })),);
         assert_eq!(outcome.effects[1], Effect::Granted { task: tasks[1], session, token: tokens[1], attempt: 1 });
         let view = cluster.state.session(session).expect("open");
         assert_eq!(view.running, [(tasks[0], tokens[0]), (tasks[1], tokens[1])]);

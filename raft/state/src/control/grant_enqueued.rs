@@ -79,10 +79,8 @@ mod tests {
     fn a_repeated_request_does_not_grant_a_second_time() {
         let mut cluster = Cluster::of(1);
         let session = cluster.session(&["r"], 2);
-        let enqueue = || Operation {
-            request: Some(RequestId(7)),
-            command: Command::Enqueue { tasks: vec![task("q", "r")] },
-        };
+        let enqueue =
+            || Operation { request: Some(RequestId(7)), command: Command::Enqueue { tasks: vec![task("q", "r")] } };
         let grant = || Operation::new(Command::GrantEnqueued { operation: 0, nth: 0, session });
         let first = cluster.operate(vec![enqueue(), grant()]);
         let again = cluster.operate(vec![enqueue(), grant()]);

@@ -1,10 +1,10 @@
 //! `InitCluster`: the first entry of a cluster's life.
 
+use super::Control;
 use super::command::{Effect, Reply};
 use super::members::{MemberRecord, NodeRecord};
 use super::shards::ShardRecord;
 use super::step::Step;
-use super::Control;
 use crate::{Reject, ReplicaId, ShardId};
 
 /// The most shards of a cluster.
@@ -59,7 +59,10 @@ mod tests {
         assert_eq!(cluster.run(init(8)), Ok(Reply::Member { control_replica: 1 }));
         assert_eq!(cluster.state.cluster(), Some(9));
         assert_eq!(cluster.state.members().count(), 1);
-        assert_eq!(cluster.state.shards().map(|shard| shard.shard).collect::<Vec<_>>(), (1..=8).map(ShardId).collect::<Vec<_>>());
+        assert_eq!(
+            cluster.state.shards().map(|shard| shard.shard).collect::<Vec<_>>(),
+            (1..=8).map(ShardId).collect::<Vec<_>>()
+        );
     }
 
     #[test]

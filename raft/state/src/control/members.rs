@@ -59,7 +59,9 @@ impl NodeRecord {
         }
         let texts = [&self.name, &self.peer_address, &self.client_address, &self.http_address];
         if texts.iter().any(|text| text.len() > MAX_ADDRESS_BYTES) {
-            return Err(Reject::invalid(format!("names and addresses of a node have at most {MAX_ADDRESS_BYTES} bytes")));
+            return Err(Reject::invalid(format!(
+                "names and addresses of a node have at most {MAX_ADDRESS_BYTES} bytes"
+            )));
         }
         Ok(())
     }

@@ -27,8 +27,7 @@ impl Control {
     ) -> Result<Reply, Reject> {
         self.check_session(&agent, &roles, slots, ttl_ms)?;
         let session = SessionId(step.mint_ids(1)?);
-        let mut roles: Vec<u32> =
-            roles.iter().map(|role| self.roles.intern(role, &mut step.changes)).collect();
+        let mut roles: Vec<u32> = roles.iter().map(|role| self.roles.intern(role, &mut step.changes)).collect();
         roles.sort_unstable();
         roles.dedup();
         let record = SessionRecord { agent, roles, slots, ttl_ms, opened: step.now() };
@@ -50,7 +49,9 @@ impl Control {
         }
         if !TTL_MS.contains(&ttl_ms) {
             let (shortest, longest) = (TTL_MS.start(), TTL_MS.end());
-            return Err(Reject::invalid(format!("a session lives {shortest} to {longest} ms without a word, not {ttl_ms}")));
+            return Err(Reject::invalid(format!(
+                "a session lives {shortest} to {longest} ms without a word, not {ttl_ms}"
+            )));
         }
         if self.sessions.records().len() >= MAX_SESSIONS {
             return Err(Reject::LimitReached { what: "sessions".to_owned(), limit: MAX_SESSIONS as u64 });
@@ -73,10 +74,8 @@ mod tests {
     #[test]
     fn each_opening_is_a_session_of_its_own() {
         let mut cluster = Cluster::of(1);
-        let outcome = cluster.outcome(vec![
-            open("a", &["write", "read", "write"], 2, 1_000),
-            open("a", &["read"], 1, 1_000),
-        ]);
+        let outcome =
+            cluster.outcome(vec![open("a", &["write", "read", "write"], 2, 1_000), open("a", &["read"], 1, 1_000)]);
         let sessions: Vec<_> = cluster.state.sessions().collect();
         assert_eq!(sessions.len(), 2);
         assert_eq!(sessions[0].roles.iter().map(|role| &**role).collect::<Vec<_>>(), ["write", "read"]);

@@ -74,7 +74,8 @@ mod tests {
         let mut cluster = Cluster::of(1);
         let rows_before = cluster.rows.len();
         let session = cluster.session(&["r"], 1);
-        let tasks = cluster.enqueue(vec![task("q", "r"), task("q", "r"), NewTask { payload: vec![], ..task("q", "r") }]);
+        let tasks =
+            cluster.enqueue(vec![task("q", "r"), task("q", "r"), NewTask { payload: vec![], ..task("q", "r") }]);
         let token = cluster.grant(tasks[0], session);
         let fail = Command::Fail { task: tasks[0], token, error: "why".to_owned(), permanent: true, retry_at: None };
         cluster.run(fail).expect("the current attempt");

@@ -7,12 +7,7 @@ use super::step::Step;
 use crate::{NodeId, Reject, ShardId};
 
 impl Control {
-    pub(super) fn place_replica(
-        &mut self,
-        step: &mut Step,
-        shard: ShardId,
-        node: NodeId,
-    ) -> Result<Reply, Reject> {
+    pub(super) fn place_replica(&mut self, step: &mut Step, shard: ShardId, node: NodeId) -> Result<Reply, Reject> {
         let Some(record) = self.shards.get(&shard) else {
             return Err(Reject::ShardNotFound { shard });
         };
@@ -40,7 +35,7 @@ impl Control {
 #[cfg(test)]
 mod tests {
     use crate::control::testing::Cluster;
-    use crate::control::{Command, Reply, ReplicaState};
+    use crate::control::{Command, ReplicaState, Reply};
     use crate::{NodeId, Reject, ShardId};
 
     fn place(shard: u32, node: u64) -> Command {

@@ -204,11 +204,7 @@ impl Control {
                 completed: tally.completed,
                 dead: tally.dead,
                 cancelled: tally.cancelled,
-                oldest_ready: tally
-                    .ready
-                    .first()
-                    .and_then(|id| self.tasks.live().get(id))
-                    .map(|task| task.created),
+                oldest_ready: tally.ready.first().and_then(|id| self.tasks.live().get(id)).map(|task| task.created),
             })
         })
     }

@@ -34,7 +34,7 @@ impl Control {
 #[cfg(test)]
 mod tests {
     use crate::control::testing::Cluster;
-    use crate::control::{Command, Reply, ReplicaState};
+    use crate::control::{Command, ReplicaState, Reply};
     use crate::{Reject, ShardId};
 
     fn joined(replica: u64) -> Command {

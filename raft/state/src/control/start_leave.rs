@@ -7,12 +7,7 @@ use super::step::Step;
 use crate::{NodeId, Reject};
 
 impl Control {
-    pub(super) fn start_leave(
-        &mut self,
-        step: &mut Step,
-        node: NodeId,
-        allow_fewer: bool,
-    ) -> Result<Reply, Reject> {
+    pub(super) fn start_leave(&mut self, step: &mut Step, node: NodeId, allow_fewer: bool) -> Result<Reply, Reject> {
         let Some(member) = self.members.get(&node) else {
             return Err(Reject::NodeNotFound { node });
         };

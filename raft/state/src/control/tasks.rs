@@ -127,9 +127,14 @@ impl Record for LiveTask {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub(super) enum End {
     /// Its children have consecutive ids.
-    Completed { first_child: TaskId, children: u32 },
+    Completed {
+        first_child: TaskId,
+        children: u32,
+    },
     /// Whether its last attempt ended by `Fail`.
-    Dead { reported: bool },
+    Dead {
+        reported: bool,
+    },
     Cancelled,
 }
 
@@ -189,7 +194,8 @@ pub(super) struct Tally {
 
 impl Tally {
     fn is_empty(&self) -> bool {
-        *self == Tally::default()
+        let counts = [self.waiting, self.granted, self.completed, self.dead, self.cancelled];
+        self.ready.is_empty() && counts == [0; 5]
     }
 
     fn count(&mut self, state: TaskState) -> Option<&mut u64> {
@@ -413,4 +419,3 @@ impl Tasks {
         *self = derived;
     }
 }
-

@@ -7,8 +7,8 @@ use bytes::Bytes;
 
 use super::{Command, Control, Effect, NewTask, NodeRecord, Reply};
 use crate::{
-    CollectionId, Entry, LogTime, Metric, NodeId, Operation, Outcome, Position, Reject, ReplicaId, SessionId, ShardId, TaskId,
-    Token,
+    CollectionId, Entry, LogTime, Metric, NodeId, Operation, Outcome, Position, Reject, ReplicaId, SessionId, ShardId,
+    TaskId, Token,
 };
 
 /// The machine of a cluster, its stored rows, and where its log is.
@@ -159,11 +159,8 @@ impl Cluster {
     pub(crate) fn deliver(&mut self) {
         let outbox: Vec<_> = self.state.outbox().collect();
         for entry in outbox {
-            let confirm = Command::ConfirmCollection {
-                id: entry.collection,
-                shard: entry.shard,
-                generation: entry.generation,
-            };
+            let confirm =
+                Command::ConfirmCollection { id: entry.collection, shard: entry.shard, generation: entry.generation };
             self.run(confirm).expect("confirming is never refused");
         }
     }

@@ -26,7 +26,10 @@ impl Shard {
             for (point, slot) in points {
                 hash = hash.wrapping_add(share(id, *slot));
                 if slot.row == 0 || slot.row >= next_row || !rows.insert(slot.row) {
-                    wrong.push(format!("row {} of point {point:?} in collection {id} was not given out, or twice", slot.row));
+                    wrong.push(format!(
+                        "row {} of point {point:?} in collection {id} was not given out, or twice",
+                        slot.row
+                    ));
                 }
             }
         }

@@ -65,7 +65,9 @@ pub struct Version(pub u64);
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, thiserror::Error)]
 pub enum PointReject {
     /// The point has another version than was expected.
-    #[error("the point has version {actual} and not the expected one (0 is a point that does not exist): read it again and decide anew")]
+    #[error(
+        "the point has version {actual} and not the expected one (0 is a point that does not exist): read it again and decide anew"
+    )]
     VersionConflict {
         /// The version that it has; 0 if it does not exist.
         actual: u64,

@@ -38,10 +38,8 @@ impl Loader {
         let Some((collection, row)) = row_of_key(key) else {
             return Err(Fault::Broken { what: format!("a key of {} bytes in the table of points", key.len()) });
         };
-        let (point, crc) = decode_with_crc(value).map_err(|source| Fault::Undecodable {
-            what: format!("row {row} of collection {collection}"),
-            source,
-        })?;
+        let (point, crc) = decode_with_crc(value)
+            .map_err(|source| Fault::Undecodable { what: format!("row {row} of collection {collection}"), source })?;
         if !self.shard.collections.load_point(collection, point.id, Slot { row, crc }, &mut self.changes) {
             let what = format!("collection {collection} has two rows of the point {:?}", point.id);
             return Err(Fault::Broken { what });
@@ -90,5 +88,53 @@ impl Shard {
             loader.row(table, key.as_ref(), value.as_ref())?;
         }
         loader.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::Command;
+    use crate::shard::testing::{Slice, point};
+    use crate::{Operation, RequestId};
+
+    fn slice() -> Slice {
+        let mut slice = Slice::with_collection(2);
+        slice.run(Command::DropCollection { id: CollectionId(2), generation: 9 }).expect("never refused");
+        slice.upsert(vec![point("a", 2), point("b", 2)]);
+        let ids = vec!["a".to_owned()];
+        let command = Command::Delete { collection: CollectionId(1), generation: 5, ids };
+        let request = Some(RequestId((1_750_000_000_000 << 80) | (7 << 76) | 1));
+        assert!(slice.operate(vec![Operation { request, command }]).replies[0].is_ok());
+        slice
+    }
+
+    /// If this fails, stored databases would not be read any more: raise the version of the codec instead.
+    #[test]
+    fn the_rows_of_version_1_are_frozen() {
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let lines: Vec<String> =
+            slice().rows.iter().map(|((table, key), value)| format!("{table} {} {}", hex(key), hex(value))).collect();
+        assert_eq!(lines.join("\n"), include_str!("../../tests/frozen/shard-rows-v1.txt").trim_end());
+    }
+
+    #[test]
+    fn damaged_or_missing_rows_are_faults() {
+        let slice = slice();
+        for table in Shard::TABLES {
+            let flipped = Shard::load(slice.rows.iter().map(|((of, key), value)| {
+                let mut value = value.to_vec();
+                if *of == table {
+                    *value.last_mut().expect("no row is empty") ^= 1;
+                }
+                (*of, key, value)
+            }));
+            assert!(matches!(flipped, Err(Fault::Undecodable { .. })), "table {table}");
+        }
+        for table in [table::META, table::COLLECTION] {
+            let rows = slice.rows.iter().filter(|((of, _), _)| *of != table);
+            let missing = Shard::load(rows.map(|((of, key), value)| (*of, key, value)));
+            assert!(matches!(missing, Err(Fault::Broken { .. })), "table {table}");
+        }
     }
 }

@@ -52,8 +52,7 @@ pub fn row_of_key(key: &[u8]) -> Option<(CollectionId, u64)> {
 
 /// Encodes a point and returns the row with its CRC.
 pub(super) fn encode_point(point: &PointWrite) -> (Bytes, u32) {
-    let mut out =
-        Vec::with_capacity(HEADER_BYTES + point.id.len() + point.vector.len() * 4 + point.payload.len());
+    let mut out = Vec::with_capacity(HEADER_BYTES + point.id.len() + point.vector.len() * 4 + point.payload.len());
     out.put_u8(VERSION);
     out.put_u32_le(0);
     out.put_u16_le(point.id.len() as u16);

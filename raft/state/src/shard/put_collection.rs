@@ -45,7 +45,8 @@ mod tests {
         let mut slice = Slice::new();
         let outcome = slice.outcome(vec![put(1, 3), put(1, 3)]);
         assert_eq!(outcome.replies, [Ok(Reply::Done), Ok(Reply::Done)]);
-        let made = Effect::CollectionPut { collection: CollectionId(1), generation: 5, dimension: 3, metric: Metric::L2 };
+        let made =
+            Effect::CollectionPut { collection: CollectionId(1), generation: 5, dimension: 3, metric: Metric::L2 };
         assert_eq!(outcome.effects, [made]);
         assert_eq!(slice.state.collections().count(), 1);
     }

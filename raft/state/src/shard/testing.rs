@@ -66,8 +66,7 @@ impl Slice {
 
     /// Puts points into collection 1.
     pub(crate) fn upsert(&mut self, points: Vec<PointWrite>) -> (Vec<Result<Version, PointReject>>, Vec<Effect>) {
-        let mut outcome =
-            self.outcome(vec![Command::Upsert { collection: CollectionId(1), generation: 5, points }]);
+        let mut outcome = self.outcome(vec![Command::Upsert { collection: CollectionId(1), generation: 5, points }]);
         match outcome.replies.remove(0) {
             Ok(Reply::Upserted(versions)) => (versions, outcome.effects),
             other => panic!("upsert: {other:?}"),
