@@ -8,7 +8,6 @@ use clap::{Args, Subcommand, ValueEnum};
 use quorate_node::config::Values;
 use quorate_node::{Config, TimersProfile};
 use serde_json::json;
-use tokio::io::AsyncReadExt;
 use tracing_subscriber::EnvFilter;
 
 use crate::exit::Usage;
@@ -123,19 +122,21 @@ pub async fn run(verb: Node, output: Format) -> Result<ExitCode> {
 /// Returns on SIGTERM, Ctrl-C or, if asked for, the end of standard input.
 async fn wait_for_stop(with_stdin: bool) -> Result<()> {
     let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).context("listening for SIGTERM")?;
-    let stdin_closed = async {
-        if with_stdin {
-            let mut buffer = [0; 64];
-            let mut stdin = tokio::io::stdin();
-            while matches!(stdin.read(&mut buffer).await, Ok(read) if read > 0) {}
-        } else {
-            std::future::pending::<()>().await;
-        }
-    };
+    let (closing, closed) = tokio::sync::oneshot::channel::<()>();
+    let mut open = Some(closing);
+    if with_stdin {
+        let closing = open.take();
+        // A read of standard input cannot be cancelled, so it has a thread that the process does not wait for.
+        std::thread::spawn(move || {
+            let end = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            tracing::info!(?end, "standard input was closed");
+            drop(closing);
+        });
+    }
     tokio::select! {
         _ = terminated.recv() => {}
         interrupted = tokio::signal::ctrl_c() => interrupted.context("listening for Ctrl-C")?,
-        () = stdin_closed => {}
+        _ = closed => {}
     }
     Ok(())
 }

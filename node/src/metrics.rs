@@ -34,11 +34,36 @@ pub struct Metrics {
     pub groups: IntGauge,
     /// Groups that this node leads.
     pub groups_led: IntGauge,
-    /// Tasks by queue-independent state, as this node's replica of control sees them.
+    /// Members of the cluster, as this node's replica of control sees them.
     pub members: IntGauge,
 }
 
+/// What one proposer measures: the collectors of [`Metrics`] with the label of its group in place.
+pub struct ProposerMetrics {
+    /// See [`Metrics::entries`].
+    pub entries: IntCounter,
+    /// See [`Metrics::entry_operations`].
+    pub entry_operations: Histogram,
+    /// See [`Metrics::entry_seconds`].
+    pub entry_seconds: Histogram,
+    /// See [`Metrics::shed_operations`].
+    pub shed_operations: IntCounter,
+    /// See [`Metrics::queued_operations`].
+    pub queued_operations: IntGauge,
+}
+
 impl Metrics {
+    /// The collectors of a proposer; `group` is `control` or `shard`.
+    pub fn proposer(&self, group: &str) -> ProposerMetrics {
+        ProposerMetrics {
+            entries: self.entries.with_label_values(&[group]),
+            entry_operations: self.entry_operations.with_label_values(&[group]),
+            entry_seconds: self.entry_seconds.with_label_values(&[group]),
+            shed_operations: self.shed_operations.with_label_values(&[group]),
+            queued_operations: self.queued_operations.with_label_values(&[group]),
+        }
+    }
+
     /// All collectors, registered in a new registry.
     pub fn new() -> Arc<Metrics> {
         let registry = Registry::new();

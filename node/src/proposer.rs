@@ -30,7 +30,7 @@ use crate::limits::{
     QUEUED_OPERATIONS,
 };
 use crate::log_clock::{Clock, LogClock};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ProposerMetrics};
 
 /// A command that a proposer can put into entries.
 pub trait Proposable: Clone + Send + Sync + Sized + 'static {
@@ -125,6 +125,7 @@ struct Shared<C: Proposable> {
     reached: ReachedTime,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
+    measured: ProposerMetrics,
     queue: Mutex<Queue<C>>,
     matcher: Mutex<Option<SharedMatcher<C>>>,
     log_clock: Mutex<Option<LogClock>>,
@@ -161,6 +162,7 @@ impl<C: Proposable> Proposer<C> {
             group,
             reached,
             clock,
+            measured: metrics.proposer(C::GROUP),
             metrics,
             queue: Mutex::new(Queue { calls: VecDeque::new(), operations: 0, bytes: 0 }),
             matcher: Mutex::new(None),
@@ -256,11 +258,12 @@ impl<C: Proposable> Shared<C> {
         {
             let mut queue = self.queue.lock();
             if queue.operations + operations.len() > QUEUED_OPERATIONS || queue.bytes + bytes > QUEUED_BYTES {
-                self.metrics.shed_operations.with_label_values(&[C::GROUP]).inc_by(operations.len() as u64);
+                self.measured.shed_operations.inc_by(operations.len() as u64);
                 return Err(Error::overloaded(OVERLOADED_RETRY_AFTER));
             }
             queue.operations += operations.len();
             queue.bytes += bytes;
+            self.measured.queued_operations.add(operations.len() as i64);
             queue.calls.push_back(Call { operations, bytes, answer });
         }
         self.wake.notify_one();
@@ -269,6 +272,7 @@ impl<C: Proposable> Shared<C> {
 
     fn take_all(&self) -> VecDeque<Call<C>> {
         let mut queue = self.queue.lock();
+        self.measured.queued_operations.sub(queue.operations as i64);
         (queue.operations, queue.bytes) = (0, 0);
         std::mem::take(&mut queue.calls)
     }
@@ -285,6 +289,7 @@ impl<C: Proposable> Shared<C> {
             }
             let Some(call) = queue.calls.pop_front() else { break };
             queue.operations -= call.operations.len();
+            self.measured.queued_operations.sub(call.operations.len() as i64);
             queue.bytes -= call.bytes;
             taken.push(call);
         }
@@ -317,7 +322,7 @@ impl<C: Proposable> Flight<C> {
         }
     }
 
-    fn land(self, outcome: Result<Committed, ProposeError>, metrics: &Metrics) {
+    fn land(self, outcome: Result<Committed, ProposeError>, measured: &ProposerMetrics) {
         let replies = match outcome {
             Ok(committed) => committed.reply.downcast::<Replies<C>>(),
             Err(error) => return self.fail(&error.into()),
@@ -327,7 +332,7 @@ impl<C: Proposable> Flight<C> {
         let Some(mut replies) = replies.filter(|replies| replies.len() == expected) else {
             return self.fail(&Error::internal("the machine's replies do not fit the entry"));
         };
-        metrics.entry_seconds.with_label_values(&[C::GROUP]).observe(self.since.elapsed().as_secs_f64());
+        measured.entry_seconds.observe(self.since.elapsed().as_secs_f64());
         if let Some((pushed, matcher)) = self.matched {
             let matched = replies.split_off(replies.len() - pushed.len());
             matcher.settled(&pushed, Ok(&matched));
@@ -364,7 +369,6 @@ async fn lead<C: Proposable>(shared: &Arc<Shared<C>>, leadership: &mut watch::Re
     let clock = LogClock::new((shared.reached)(), shared.clock.clone(), shared.metrics.clone());
     *shared.log_clock.lock() = Some(clock);
     let mut in_flight = InFlight::<C>::new();
-    let metrics = &shared.metrics;
     loop {
         while in_flight.len() < ENTRIES_IN_FLIGHT {
             let Some((entry, flight)) = form(shared) else { break };
@@ -372,7 +376,7 @@ async fn lead<C: Proposable>(shared: &Arc<Shared<C>>, leadership: &mut watch::Re
         }
         tokio::select! {
             biased;
-            Some((flight, outcome)) = in_flight.next(), if !in_flight.is_empty() => flight.land(outcome, metrics),
+            Some((flight, outcome)) = in_flight.next(), if !in_flight.is_empty() => flight.land(outcome, &shared.measured),
             () = shared.wake.notified(), if in_flight.len() < ENTRIES_IN_FLIGHT => {}
             changed = leadership.changed() => {
                 if changed.is_err() || !leadership.borrow().mine { break }
@@ -385,7 +389,7 @@ async fn lead<C: Proposable>(shared: &Arc<Shared<C>>, leadership: &mut watch::Re
     *shared.log_clock.lock() = None;
     shared.refuse_all();
     while let Some((flight, outcome)) = in_flight.next().await {
-        flight.land(outcome, metrics);
+        flight.land(outcome, &shared.measured);
     }
 }
 
@@ -408,8 +412,8 @@ fn form<C: Proposable>(shared: &Shared<C>) -> Option<(Entry<C>, Flight<C>)> {
     if operations.is_empty() {
         return None;
     }
-    shared.metrics.entries.with_label_values(&[C::GROUP]).inc();
-    shared.metrics.entry_operations.with_label_values(&[C::GROUP]).observe(operations.len() as f64);
+    shared.measured.entries.inc();
+    shared.measured.entry_operations.observe(operations.len() as f64);
     let time = shared.log_clock.lock().as_mut().map_or_else(|| (shared.reached)(), LogClock::stamp);
     Some((Entry { time, operations }, Flight { callers, matched, since: Instant::now() }))
 }

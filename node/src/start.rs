@@ -113,10 +113,10 @@ pub struct Node {
 }
 
 impl Node {
-    /// Wires the parts and starts what is stored. Serves nobody yet.
+    /// Wires the parts, starts the control group if it is stored, and begins to start the stored shards. Serves nobody yet.
     ///
     /// # Errors
-    /// If a group that is stored cannot be started, or a part does not start.
+    /// If the control group is stored and cannot be started, or a part does not start.
     pub async fn assemble(
         config: Config,
         addresses: Addresses,
@@ -150,7 +150,6 @@ impl Node {
         let formation = Arc::new(Formation::new(context.clone()));
         formation.resume().await?;
         let hosting = Arc::new(Hosting::new(context.clone(), memory.clone()));
-        hosting.start_stored().await?;
         let (removing, removed) = watch::channel(false);
         let supervisor = Supervisor::start(context.clone(), hosting.clone(), removing);
         Ok(Node { context, tasks, memory, formation, hosting, supervisor, removed })
@@ -381,15 +380,16 @@ fn measure_fsync(config: &Config, metrics: &Metrics) -> io::Result<()> {
     for time in &times {
         metrics.start_fsync_seconds.observe(time.as_secs_f64());
     }
-    let (median, worst) = (times[WRITES / 2], times[WRITES - 1]);
+    // The slowest one of so few may be an accident; the one before it says what to expect.
+    let (median, slow) = (times[WRITES / 2], times[WRITES - 2]);
     let heartbeat = Duration::from_millis(config.timers.timers().heartbeat_ms);
-    if worst * 2 > heartbeat {
+    if slow * 2 > heartbeat {
         tracing::warn!(
-            ?median, ?worst, ?heartbeat,
+            ?median, ?slow, ?heartbeat,
             "this disk's fsync is slow for the timers: leaders may be lost under load; use a faster disk, or the profile `default` if this is `fast`"
         );
     } else {
-        tracing::info!(?median, ?worst, "fsync measured");
+        tracing::info!(?median, ?slow, "fsync measured");
     }
     Ok(())
 }

@@ -253,7 +253,7 @@ impl RaftStateMachine<TC> for Adapter {
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Arc<Checkpoint>) -> io::Result<()> {
         let lost = || io::Error::other("the machine was lost when an earlier snapshot could not be installed");
         let mut machine = self.machine.get_mut().take().ok_or_else(lost)?;
-        self.applied.close_store();
+        // Readers keep the old store until the new one is there; it serves who still holds it.
         let old = std::mem::replace(&mut self.store, Arc::new(ClosedStore));
         let (states, group, expected) = (self.states.clone(), self.group, meta.clone());
         let installed = self.blocking.run(move || {

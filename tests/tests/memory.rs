@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use quorate_client::api::{self, ErrorReason};
-use quorate_client::{Client, ClientError};
+use quorate_client::v1::{self as api, ErrorReason};
+use quorate_client::{Client, Error, NewCollection, Search};
 use quorate_tests::{TestCluster, eventually};
 use uuid::Uuid;
 
@@ -29,12 +29,14 @@ fn point(id: impl Into<String>, seed: u64) -> api::PointInput {
     api::PointInput { id: id.into(), vector: vector(seed), payload, expected_version: None }
 }
 
-fn search(vector: Vec<f32>, k: u32) -> api::SearchRequest {
-    api::SearchRequest { collection: "notes".into(), vector, k, with_payload: true, ..Default::default() }
+fn search(vector: Vec<f32>, k: u32) -> Search {
+    Search::new("notes", vector, k).with_payload()
 }
 
 async fn make(client: &Client, shards: u32) -> Result<()> {
-    client.create_collection("notes", DIMENSION as u32, api::Metric::L2, shards).await?;
+    client
+        .create_collection(NewCollection::new("notes", DIMENSION as u32).metric(api::Metric::L2).shards(shards))
+        .await?;
     Ok(())
 }
 
@@ -50,7 +52,8 @@ async fn write(client: &Client, points: Vec<api::PointInput>) -> Result<api::Ups
 async fn ids_found(client: &Client, ids: &[String]) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for some in ids.chunks(500) {
-        let points = client.get_points("notes", some.to_vec(), false, api::Consistency::Linearizable).await?;
+        let request = api::GetPointsRequest { collection: "notes".into(), ids: some.to_vec(), ..Default::default() };
+        let points = client.get_points(&request).await?;
         found.extend(points.into_iter().map(|point| point.id));
     }
     Ok(found)
@@ -67,7 +70,7 @@ fn nearest(points: &BTreeMap<String, u64>, query: &[f32], k: usize) -> Vec<Strin
 async fn assert_answers(client: &Client, points: &BTreeMap<String, u64>) -> Result<()> {
     for query in 0..5 {
         let query = vector(900_000 + query);
-        let response = client.search(search(query.clone(), 10)).await?;
+        let response = client.search(&search(query.clone(), 10)).await?;
         ensure!(response.degraded_shards.is_empty(), "degraded: {:?}", response.degraded_shards);
         let ids: Vec<String> = response.hits.iter().map(|hit| hit.id.clone()).collect();
         assert_eq!(ids, nearest(points, &query, 10));
@@ -80,7 +83,7 @@ async fn assert_answers(client: &Client, points: &BTreeMap<String, u64>) -> Resu
     Ok(())
 }
 
-fn refusal(answer: Result<impl Sized, ClientError>) -> Result<(ErrorReason, ClientError)> {
+fn refusal(answer: Result<impl Sized, Error>) -> Result<(ErrorReason, Error)> {
     let error = answer.err().context("this must be refused")?;
     Ok((error.reason().with_context(|| format!("no reason: {error}"))?, error))
 }
@@ -100,8 +103,8 @@ async fn every_node_writes_and_finds(shards: u32) -> Result<()> {
     write(&client, (0..50).map(|n| point(format!("p{n}"), 5_000 + n)).collect()).await?;
     points.extend((0..50).map(|n| (format!("p{n}"), 5_000 + n)));
     let gone: Vec<String> = (50..80).map(|n| format!("p{n}")).collect();
-    assert_eq!(client.delete_points("notes", gone.clone()).await?, 30);
-    assert_eq!(client.delete_points("notes", gone.clone()).await?, 0);
+    assert_eq!(client.delete_points("notes", gone.clone()).await?.deleted, 30);
+    assert_eq!(client.delete_points("notes", gone.clone()).await?.deleted, 0);
     points.retain(|id, _| !gone.contains(id));
     for node in 0..3 {
         assert_answers(&test.cluster.client_of(node)?, &points).await?;
@@ -131,15 +134,11 @@ async fn a_write_is_read_at_once_through_another_node() -> Result<()> {
         let response = write(writer, vec![point("changing", round)]).await?;
         let version = response.outcomes[0].version;
         // Linearizable, which is the default.
-        let hits = reader.search(search(vector(round), 1)).await?.hits;
+        let hits = reader.search(&search(vector(round), 1)).await?.hits;
         assert_eq!((hits[0].id.as_str(), hits[0].version), ("changing", version));
         // In the session of the write, through the third node.
-        let session = api::SearchRequest {
-            consistency: api::Consistency::Session.into(),
-            session_positions: response.positions,
-            ..search(vector(round), 1)
-        };
-        let hits = clients[(round as usize + 2) % 3].search(session).await?.hits;
+        let session = search(vector(round), 1).session(response.positions);
+        let hits = clients[(round as usize + 2) % 3].search(&session).await?.hits;
         assert_eq!((hits[0].version, hits[0].score), (version, 0.0));
     }
     Ok(())
@@ -157,7 +156,10 @@ async fn a_conditional_write_and_a_repeated_one_take_effect_once() -> Result<()>
     };
     let conflict = |outcome: api::WriteOutcome, actual: u64| {
         let error = outcome.error.expect("a conflict");
-        assert_eq!((error.reason.as_str(), error.metadata["actual"].as_str()), ("VERSION_CONFLICT", actual.to_string().as_str()));
+        assert_eq!(
+            (error.reason.as_str(), error.metadata["actual"].as_str()),
+            ("VERSION_CONFLICT", actual.to_string().as_str())
+        );
     };
     conflict(conditional(1, 7).await?, 0);
     let made = conditional(1, 0).await?.version;
@@ -174,7 +176,7 @@ async fn a_conditional_write_and_a_repeated_one_take_effect_once() -> Result<()>
     let again = once.upsert("notes", vec![point]).await?.outcomes;
     assert!(first[0].error.is_none() && first == again, "{first:?} and {again:?}");
 
-    assert_eq!(client.delete_points("notes", vec!["a".into()]).await?, 1);
+    assert_eq!(client.delete_points("notes", vec!["a".into()]).await?.deleted, 1);
     conflict(conditional(4, first[0].version).await?, 0);
     Ok(())
 }
@@ -224,7 +226,7 @@ async fn the_death_of_a_shards_leader_loses_nothing_and_stops_nothing_for_long()
         Ok(client.list_collections().await.ok().filter(|listed| listed[0].points > 50))
     })
     .await?;
-    let status = client.status().await?;
+    let status = client.cluster_status().await?;
     let group = status.shards.iter().find(|group| group.group == shard).context("the shard has a status")?;
     let leader = test.cluster.nodes.iter().position(|node| node.addresses.node_id == group.leader_node_id);
     let leader = leader.context("the shard has a leader")?;
@@ -244,30 +246,27 @@ async fn shards_without_a_quorum_are_named_and_weaker_reads_go_on() -> Result<()
     let mut test = TestCluster::start(3).await?;
     make(&test.cluster.client_of(0)?, 8).await?;
     let points: BTreeMap<String, u64> = (0..100).map(|seed| (format!("p{seed}"), seed)).collect();
-    let written = write(&test.cluster.client()?, points.iter().map(|(id, seed)| point(id.as_str(), *seed)).collect()).await?;
+    let written =
+        write(&test.cluster.client()?, points.iter().map(|(id, seed)| point(id.as_str(), *seed)).collect()).await?;
     let last = test.cluster.client_of(0)?;
     // The survivor has all that was written: a session read waits for it.
-    let session = api::SearchRequest {
-        consistency: api::Consistency::Session.into(),
-        session_positions: written.positions,
-        ..search(vector(1), 100)
-    };
-    assert_eq!(last.search(session).await?.hits.len(), 100);
+    let session = search(vector(1), 100).session(written.positions);
+    assert_eq!(last.search(&session).await?.hits.len(), 100);
     for node in [1, 2] {
         test.cluster.nodes[node].kill().await?;
     }
-    let (reason, error) = refusal(last.search(search(vector(1), 10)).await)?;
+    let (reason, error) = refusal(last.search(&search(vector(1), 10)).await)?;
     assert_eq!(reason, ErrorReason::ShardUnavailable, "{error}");
     let brief = last.with_deadline(Duration::from_secs(3));
     let unwritten = brief.upsert("notes", vec![point("late", 1)]).await;
     assert!(unwritten.is_err(), "a write without a quorum was acknowledged");
-    let any = api::SearchRequest { consistency: api::Consistency::Any.into(), ..search(vector(1), 10) };
-    let response = last.search(any).await?;
+    let any = search(vector(1), 10).consistency(api::Consistency::Any);
+    let response = last.search(&any).await?;
     assert!(response.degraded_shards.is_empty());
     assert_eq!(response.hits.iter().map(|hit| hit.id.clone()).collect::<Vec<_>>(), nearest(&points, &vector(1), 10));
     test.cluster.restart(1).await?;
     eventually("the shards have a quorum again", async || {
-        Ok(last.search(search(vector(1), 10)).await.ok().filter(|response| response.degraded_shards.is_empty()))
+        Ok(last.search(&search(vector(1), 10)).await.ok().filter(|response| response.degraded_shards.is_empty()))
     })
     .await?;
     Ok(())
@@ -280,11 +279,11 @@ async fn a_deleted_collection_is_gone_and_its_name_is_free() -> Result<()> {
     make(&client, 8).await?;
     write(&client, (0..100).map(|seed| point(format!("p{seed}"), seed)).collect()).await?;
     client.delete_collection("notes").await?;
-    let (reason, _) = refusal(client.search(search(vector(1), 1)).await)?;
+    let (reason, _) = refusal(client.search(&search(vector(1), 1)).await)?;
     assert_eq!(reason, ErrorReason::CollectionNotFound);
     assert_eq!(refusal(client.delete_collection("notes").await)?.0, ErrorReason::CollectionNotFound);
     make(&client, 8).await?;
-    assert!(client.search(search(vector(1), 1)).await?.hits.is_empty());
+    assert!(client.search(&search(vector(1), 1)).await?.hits.is_empty());
     eventually("the old one has left its shards", async || {
         Ok(Some(client.list_collections().await?).filter(|listed| listed.len() == 1 && !listed[0].deleting))
     })
@@ -316,14 +315,15 @@ async fn each_bad_input_has_its_own_reason() -> Result<()> {
     let elsewhere = client.upsert("nowhere", vec![point("a", 1)]).await;
     assert_eq!(refusal(elsewhere)?.0, ErrorReason::CollectionNotFound);
 
-    assert_eq!(refusal(client.search(search(vec![1.0], 1)).await)?.0, ErrorReason::WrongDimension);
-    assert_eq!(refusal(client.search(search(vec![f32::INFINITY; DIMENSION], 1)).await)?.0, ErrorReason::NotFinite);
-    assert_eq!(refusal(client.search(search(vector(1), 0)).await)?.0, ErrorReason::InvalidArgument);
-    assert_eq!(refusal(client.search(search(vector(1), 1_001)).await)?.0, ErrorReason::InvalidArgument);
+    assert_eq!(refusal(client.search(&search(vec![1.0], 1)).await)?.0, ErrorReason::WrongDimension);
+    assert_eq!(refusal(client.search(&search(vec![f32::INFINITY; DIMENSION], 1)).await)?.0, ErrorReason::NotFinite);
+    assert_eq!(refusal(client.search(&search(vector(1), 0)).await)?.0, ErrorReason::InvalidArgument);
+    assert_eq!(refusal(client.search(&search(vector(1), 1_001)).await)?.0, ErrorReason::InvalidArgument);
 
     let create = |name: &str, dimension: u32, shards: u32| {
-        let (client, name) = (client.clone(), name.to_owned());
-        async move { anyhow::Ok(refusal(client.create_collection(&name, dimension, api::Metric::L2, shards).await)?.0) }
+        let client = client.clone();
+        let collection = NewCollection::new(name, dimension).shards(shards);
+        async move { anyhow::Ok(refusal(client.create_collection(collection).await)?.0) }
     };
     assert_eq!(create("notes", 4, 1).await?, ErrorReason::CollectionExists);
     assert_eq!(create("wide", 4, 9).await?, ErrorReason::InvalidArgument);

@@ -37,15 +37,21 @@ impl Hosting {
         Hosting { context, host, running: Mutex::default() }
     }
 
-    /// Starts the replicas that are stored here, before anything is known of the cluster. One that the cluster has
-    /// forgotten meanwhile is deleted when that is certain.
-    pub async fn start_stored(&self) -> Result<(), OpenError> {
-        for (group, replica) in self.context.groups.stored_groups()? {
-            if group != GroupId::CONTROL {
-                self.start(ShardId(group.0), replica).await?;
+    /// Starts the replicas that are stored here, before anything is known of the cluster. One that cannot be started does
+    /// not keep the others from it; one that the cluster has forgotten meanwhile is deleted when that is certain.
+    pub async fn start_stored(&self) {
+        let stored = match self.context.groups.stored_groups() {
+            Ok(stored) => stored,
+            Err(error) => {
+                tracing::error!(%error, "cannot tell which replicas are stored here");
+                return;
             }
+        };
+        for (group, replica) in stored.into_iter().filter(|(group, _)| *group != GroupId::CONTROL) {
+            let shard = ShardId(group.0);
+            let started = self.start(shard, replica).await;
+            self.report(shard, started);
         }
-        Ok(())
     }
 
     /// The shards whose groups run here.

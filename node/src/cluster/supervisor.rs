@@ -26,7 +26,7 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts the loop. `removed` becomes true, once, when this node is a member no longer and has stopped its groups.
+    /// Starts the replicas that are stored, then the loop. `removed` becomes true, once, when this node is a member no longer and has stopped its groups.
     pub fn start(context: Context, hosting: Arc<Hosting>, removed: watch::Sender<bool>) -> Supervisor {
         let stop = context.shutdown.child_token();
         let round = Round {
@@ -60,6 +60,10 @@ struct Round {
 }
 
 async fn run(mut round: Round, removed: watch::Sender<bool>, stop: CancellationToken) {
+    tokio::select! {
+        () = stop.cancelled() => return,
+        () = round.hosting.start_stored() => {}
+    }
     let mut map = round.context.control.map_changes();
     let mut leadership = round.context.control.leadership();
     loop {

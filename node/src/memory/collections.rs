@@ -28,8 +28,7 @@ impl Inner {
         let cluster_shards = self.context.control.read(|control| control.shards().count());
         let shards = validate::collection(&request, cluster_shards)?;
         let metric = validate::metric(request.metric());
-        let command =
-            Command::CreateCollection { name: request.name, dimension: request.dimension, metric, shards };
+        let command = Command::CreateCollection { name: request.name, dimension: request.dimension, metric, shards };
         let record = self.change(id, command, deadline).await?;
         self.delivered(&record, deadline).await?;
         Ok(v1::CreateCollectionResponse { collection: Some(describe(&record, &BTreeMap::new())) })

@@ -219,8 +219,7 @@ impl ShardMachine {
 
     /// Deletes index files of collections that are gone: a crash between a drop and the deletion leaves them behind.
     fn remove_strangers(&self, indexes: &BTreeMap<CollectionId, Arc<Hosted>>) {
-        let known: Vec<String> =
-            indexes.iter().map(|(id, hosted)| index_name(*id, hosted.generation)).collect();
+        let known: Vec<String> = indexes.iter().map(|(id, hosted)| index_name(*id, hosted.generation)).collect();
         let Ok(entries) = fs_err::read_dir(self.replica.directory()) else { return };
         for entry in entries.flatten() {
             if !known.iter().any(|name| entry.file_name() == name.as_str())

@@ -107,12 +107,7 @@ fn at(position: u64) -> LogPosition {
 }
 
 fn put() -> Command {
-    Command::PutCollection {
-        id: COLLECTION,
-        generation: GENERATION,
-        dimension: DIMENSION as u32,
-        metric: Metric::L2,
-    }
+    Command::PutCollection { id: COLLECTION, generation: GENERATION, dimension: DIMENSION as u32, metric: Metric::L2 }
 }
 
 fn upsert(points: impl IntoIterator<Item = (String, Vec<f32>)>) -> Command {
@@ -187,7 +182,8 @@ fn churn(rig: &mut Rig) -> BTreeMap<String, Vec<f32>> {
         let fresh: Vec<_> = (0..50).map(|n| point(batch * 50 + n)).collect();
         points.extend(fresh.clone());
         rig.run(upsert(fresh));
-        let moved: Vec<_> = (0..10).map(|n| (format!("p{}", batch * 40 + n), vector(10_000 + batch * 50 + n))).collect();
+        let moved: Vec<_> =
+            (0..10).map(|n| (format!("p{}", batch * 40 + n), vector(10_000 + batch * 50 + n))).collect();
         points.extend(moved.clone());
         rig.run(upsert(moved));
         let gone = format!("p{}", batch * 50 + 49);
@@ -392,7 +388,8 @@ fn a_point_that_is_being_replaced_never_goes_missing() {
         })
         .collect();
     for round in 0..300 {
-        let moved = (0..count).filter(|seed| seed % 3 == round % 3).map(|seed| (format!("p{seed}"), vector(seed + round)));
+        let moved =
+            (0..count).filter(|seed| seed % 3 == round % 3).map(|seed| (format!("p{seed}"), vector(seed + round)));
         rig.run(upsert(moved));
     }
     stop.store(true, Ordering::Relaxed);

@@ -61,7 +61,9 @@ mod tests {
     fn a_merge_is_the_sorted_whole_cut_at_k() {
         // Scores repeat on purpose: the order among equals must not depend on which shard answered first.
         let mut parts: Vec<Vec<Hit>> = (0..8_u8)
-            .map(|part| (0..50_u16).map(|n| hit(&format!("{part}-{n}"), f32::from((n * 7 + u16::from(part)) % 40))).collect())
+            .map(|part| {
+                (0..50_u16).map(|n| hit(&format!("{part}-{n}"), f32::from((n * 7 + u16::from(part)) % 40))).collect()
+            })
             .collect();
         for part in &mut parts {
             part.sort_by(|a, b| rank(b, a));

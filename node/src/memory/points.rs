@@ -119,12 +119,7 @@ fn part_request(id: RequestId, ordinal: usize) -> RequestId {
 }
 
 fn point_write(point: v1::PointInput) -> PointWrite {
-    PointWrite {
-        id: point.id,
-        vector: point.vector,
-        payload: point.payload.to_vec(),
-        expected: point.expected_version,
-    }
+    PointWrite { id: point.id, vector: point.vector, payload: point.payload.to_vec(), expected: point.expected_version }
 }
 
 /// Cuts a batch of (id, bytes) into parts: by shard, and again where a part grows beyond [`PART_BYTES`]. Depends on nothing
@@ -149,11 +144,7 @@ fn split<'a>(record: &CollectionRecord, items: impl Iterator<Item = (&'a str, us
 
 /// Puts the outcomes of the parts in the order of the batch. The points of a part that failed carry its error; when no part
 /// went through, the error is that of the call.
-fn merge(
-    count: usize,
-    parts: &[Part],
-    answers: Vec<Result<WriteAnswer, Error>>,
-) -> Result<v1::UpsertResponse, Error> {
+fn merge(count: usize, parts: &[Part], answers: Vec<Result<WriteAnswer, Error>>) -> Result<v1::UpsertResponse, Error> {
     if answers.iter().all(Result::is_err)
         && let Some(Err(error)) = answers.first()
     {
@@ -289,7 +280,7 @@ mod tests {
     #[test]
     fn a_batch_of_which_nothing_went_through_fails_as_a_call() {
         let parts = [Part { shard: ShardId(1), places: vec![0] }];
-        let error = merge(1, &parts, vec![Err(Error::no_leader())]).err().expect("an error");
+        let error = merge(1, &parts, vec![Err(Error::no_leader())]).expect_err("an error");
         assert_eq!(error.reason, ErrorReason::NoLeader);
     }
 

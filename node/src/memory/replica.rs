@@ -173,8 +173,8 @@ impl Replica {
             let rows = call.ids.iter().filter_map(|id| held.shard.row_of(collection, id));
             rows.map(|row| (row, held.unwritten.get(&point_key(collection, row)[..]).cloned())).collect()
         };
-        let stored = fetch(store, collection, wanted.iter().map(|(row, _)| *row))
-            .map_err(|error| self.unreadable(&error))?;
+        let stored =
+            fetch(store, collection, wanted.iter().map(|(row, _)| *row)).map_err(|error| self.unreadable(&error))?;
         let mut points = Vec::with_capacity(wanted.len());
         for ((row, unwritten), stored) in wanted.into_iter().zip(stored) {
             // Neither applied just now nor stored: it was replaced since the state was asked.

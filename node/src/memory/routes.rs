@@ -89,9 +89,7 @@ impl Attempts {
 /// The shard does not answer; nothing was done.
 pub(super) fn unavailable(shard: ShardId, why: &str) -> Error {
     let message = format!("shard {} does not answer now; retry, and look at `quorate cluster status` ({why})", shard.0);
-    Error::new(ErrorReason::ShardUnavailable, message)
-        .with("shard", shard.0)
-        .retry_after(Duration::from_millis(200))
+    Error::new(ErrorReason::ShardUnavailable, message).with("shard", shard.0).retry_after(Duration::from_millis(200))
 }
 
 /// Whether another attempt, perhaps on another node, may succeed.

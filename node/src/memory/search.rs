@@ -59,10 +59,7 @@ fn shard_deadline(now: Instant, deadline: Instant) -> Instant {
 
 /// Merges what the shards answered and names those that did not. A refusal of the search itself, and a search that no shard
 /// answered, are errors.
-fn gather(
-    answers: Vec<(ShardId, Result<SearchAnswer, Error>)>,
-    k: usize,
-) -> Result<v1::SearchResponse, Error> {
+fn gather(answers: Vec<(ShardId, Result<SearchAnswer, Error>)>, k: usize) -> Result<v1::SearchResponse, Error> {
     use crate::error::ErrorReason::{Internal, Overloaded, ShardUnavailable};
     let mut parts = Vec::with_capacity(answers.len());
     let mut degraded = Vec::new();

@@ -52,8 +52,9 @@ pub(super) fn ids<'a>(ids: impl ExactSizeIterator<Item = &'a str>, field: &str) 
         limits::check_point_id("id", id)?;
         if !seen.insert(id) {
             // Parts of a batch travel at the same time, so two writes of one point in it would have no order.
-            return Err(Error::invalid("id", format!("point {id:?} stands twice in one batch: send it once"))
-                .with("point", id));
+            return Err(
+                Error::invalid("id", format!("point {id:?} stands twice in one batch: send it once")).with("point", id)
+            );
         }
     }
     Ok(())

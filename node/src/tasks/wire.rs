@@ -1,24 +1,18 @@
 //! Between the messages of the public protocol and the vocabulary of the state: checks on the way in, views on the way
 //! out.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use quorate_api::{limits, v1};
 use quorate_state::control::{NewTask, RetryPolicy, TaskState, TaskView};
-use quorate_state::{LogTime, RequestId, Token};
-use tokio::time::Instant;
-use tonic::metadata::MetadataMap;
-use uuid::Uuid;
+use quorate_state::{LogTime, Token};
 
 use crate::error::{Error, ErrorReason};
+pub(super) use crate::request::{deadline, request_id};
 
 /// The most attempts that a retry policy may allow.
 const MAX_ATTEMPTS: u32 = 1_000;
 /// The longest pause between two attempts: a day.
 const MAX_BACKOFF_MS: u64 = 24 * 60 * 60 * 1_000;
-/// A call without its own deadline, or with one that is farther away, ends after so long.
-const LONGEST_CALL: Duration = Duration::from_secs(3_600);
 
 /// The token as agents know it.
 pub(super) fn token_to_wire(token: Token) -> v1::Token {
@@ -33,38 +27,6 @@ pub(super) fn token_from_wire(token: &v1::Token) -> Token {
 /// Log time as clients see it.
 pub(super) fn time_to_wire(time: LogTime) -> i64 {
     i64::try_from(time.0).unwrap_or(i64::MAX)
-}
-
-/// The request id of a call; one that names none gets a new one, so that a call that was answered is never repeated here.
-pub(super) fn request_id(id: &str) -> Result<RequestId, Error> {
-    if id.is_empty() {
-        return Ok(RequestId(Uuid::now_v7().as_u128()));
-    }
-    let parsed = Uuid::try_parse(id).map_err(|_| {
-        Error::invalid("request_id", format!("`request_id` is no UUID: {:?}", id.chars().take(64).collect::<String>()))
-    })?;
-    Ok(RequestId(parsed.as_u128()))
-}
-
-/// When a call must be answered: what its client states, else the default.
-pub(super) fn deadline(metadata: &MetadataMap) -> Instant {
-    let stated = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(parse_timeout);
-    Instant::now() + stated.unwrap_or(limits::DEADLINE_DEFAULT).min(LONGEST_CALL)
-}
-
-/// The header's format is at most eight digits and a unit.
-fn parse_timeout(text: &str) -> Option<Duration> {
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let count: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
-    Some(match unit {
-        "H" => Duration::from_secs(count * 3_600),
-        "M" => Duration::from_secs(count * 60),
-        "S" => Duration::from_secs(count),
-        "m" => Duration::from_millis(count),
-        "u" => Duration::from_micros(count),
-        "n" => Duration::from_nanos(count),
-        _ => return None,
-    })
 }
 
 /// Checks the tasks of one enqueue.
@@ -226,30 +188,11 @@ mod tests {
     }
 
     #[test]
-    fn a_request_id_is_a_uuid_or_left_out() {
-        let id = Uuid::now_v7();
-        assert_eq!(request_id(&id.to_string()), Ok(RequestId(id.as_u128())));
-        assert_ne!(request_id("").expect("minted"), request_id("").expect("minted"));
-        assert!(request_id("").expect("minted").minted().is_some());
-        assert_eq!(request_id("42").expect_err("no UUID").metadata["field"], "request_id");
-    }
-
-    #[test]
     fn what_is_left_out_gets_its_default() {
         let new = task_from_wire(&task("mail", 0));
         assert_eq!(new.role, "mail");
         assert_eq!(new.retry, RetryPolicy::default());
         let slow = v1::RetryPolicy { initial_backoff_ms: 90_000, ..v1::RetryPolicy::default() };
         assert_eq!(retry_from_wire(slow).max_backoff_ms, 90_000);
-    }
-
-    #[test]
-    fn the_timeout_header_is_read() {
-        assert_eq!(parse_timeout("250m"), Some(Duration::from_millis(250)));
-        assert_eq!(parse_timeout("3S"), Some(Duration::from_secs(3)));
-        assert_eq!(parse_timeout("99999999u"), Some(Duration::from_micros(99_999_999)));
-        for bad in ["", "m", "12", "123456789m", "1x", "-1S", "1é"] {
-            assert_eq!(parse_timeout(bad), None, "{bad}");
-        }
     }
 }

@@ -3,6 +3,7 @@
 mod formation;
 mod harness;
 mod leaving;
+mod proposing;
 mod memory;
 mod starting;
 mod telling;

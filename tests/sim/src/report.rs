@@ -1,0 +1,153 @@
+//! What is told about seeds.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::history::History;
+use crate::nemesis::Nemesis;
+
+/// What came of one seed.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Report {
+    /// The seed.
+    pub(crate) seed: u64,
+    /// Steps with faults; a step is 1 ms of simulated time.
+    pub(crate) steps: u64,
+    /// The step at which everything had settled, or a violation was found.
+    pub(crate) ended: u64,
+    /// Faults that were injected, by kind.
+    pub(crate) faults: BTreeMap<String, u64>,
+    /// Entries of all groups that took effect.
+    pub(crate) commits: u64,
+    /// Leaders of whom at least one entry took effect.
+    pub(crate) elections: u64,
+    /// Nodes that were killed.
+    pub(crate) crashes: u64,
+    /// Operations that clients were answered.
+    pub(crate) operations: u64,
+    /// What a repetition of the seed must have too.
+    pub(crate) trace: String,
+    /// What was wrong.
+    pub(crate) violations: Vec<String>,
+}
+
+/// Under this a run says nothing, for so many steps each.
+const STEPS_PER_COMMIT: u64 = 100;
+const STEPS_PER_OPERATION: u64 = 200;
+const STEPS_PER_ELECTION: u64 = 10_000;
+const STEPS_PER_CRASH: u64 = 10_000;
+
+impl Report {
+    /// The report of a run that has ended.
+    pub(crate) fn new(seed: u64, steps: u64, history: &History, nemesis: &Nemesis) -> Report {
+        Report {
+            seed,
+            steps,
+            ended: history.step,
+            faults: nemesis.faults.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
+            commits: history.commits(),
+            elections: history.elections(),
+            crashes: nemesis.crashes,
+            operations: history.operations,
+            trace: format!("{:016x}", history.trace.value()),
+            violations: history.violations(),
+        }
+    }
+
+    /// The report of a process that ended without one.
+    pub(crate) fn lost(seed: u64, steps: u64, why: String) -> Report {
+        Report { seed, steps, violations: vec![why], ..Report::default() }
+    }
+
+    /// Whether nothing was wrong.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.violations.is_empty()
+    }
+
+    /// Whether so much happened that a run without violations says something.
+    pub(crate) fn is_valid(&self) -> bool {
+        self.commits >= self.steps / STEPS_PER_COMMIT
+            && self.operations >= self.steps / STEPS_PER_OPERATION
+            && self.elections >= self.steps / STEPS_PER_ELECTION
+            && self.crashes >= self.steps / STEPS_PER_CRASH
+    }
+
+    /// One line for people.
+    pub(crate) fn line(&self) -> String {
+        let verdict = match (self.is_clean(), self.is_valid()) {
+            (false, _) => "VIOLATION",
+            (true, false) => "invalid",
+            (true, true) => "ok",
+        };
+        let faults: u64 = self.faults.values().sum();
+        let mut line = format!(
+            "seed {}: {verdict}, {} steps, {} entries, {} leaders, {} crashes, {faults} faults, {} operations, trace {}",
+            self.seed, self.ended, self.commits, self.elections, self.crashes, self.operations, self.trace
+        );
+        if let Some(first) = self.violations.first() {
+            line = format!("{line}\n  {first}");
+        }
+        line
+    }
+}
+
+/// What came of many seeds.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Summary {
+    /// Seeds that ran.
+    pub(crate) seeds: u64,
+    /// Seeds in which too little happened.
+    pub(crate) invalid: Vec<u64>,
+    /// Steps with faults of all seeds.
+    pub(crate) steps: u64,
+    /// Faults by kind.
+    pub(crate) faults: BTreeMap<String, u64>,
+    /// Entries that took effect.
+    pub(crate) commits: u64,
+    /// Leaders of whom at least one entry took effect.
+    pub(crate) elections: u64,
+    /// Nodes that were killed.
+    pub(crate) crashes: u64,
+    /// Operations that clients were answered.
+    pub(crate) operations: u64,
+    /// What was wrong, by seed.
+    pub(crate) violations: BTreeMap<u64, Vec<String>>,
+}
+
+impl Summary {
+    /// Adds a seed.
+    pub(crate) fn add(&mut self, report: &Report) {
+        self.seeds += 1;
+        self.steps += report.steps;
+        self.commits += report.commits;
+        self.elections += report.elections;
+        self.crashes += report.crashes;
+        self.operations += report.operations;
+        for (kind, count) in &report.faults {
+            *self.faults.entry(kind.clone()).or_default() += count;
+        }
+        if !report.is_clean() {
+            self.violations.insert(report.seed, report.violations.clone());
+        } else if !report.is_valid() {
+            self.invalid.push(report.seed);
+        }
+    }
+
+    /// A few lines for people.
+    pub(crate) fn lines(&self) -> String {
+        let faults: Vec<_> = self.faults.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+        format!(
+            "{} seeds, {} of them invalid, {} with violations; {} steps, {} entries, {} leaders, {} crashes, {} operations\nfaults: {}",
+            self.seeds,
+            self.invalid.len(),
+            self.violations.len(),
+            self.steps,
+            self.commits,
+            self.elections,
+            self.crashes,
+            self.operations,
+            faults.join(", ")
+        )
+    }
+}
