@@ -75,10 +75,29 @@ fn status(status: &api::StatusResponse, output: Format) -> ExitCode {
         }
         let nodes: Vec<Value> = status.nodes.iter().map(node).collect();
         output.list(&nodes, &["node_id", "label", "client_address", "reachable", "leaving", "control", "shard_replicas", "shard_leaders", "version"]);
-        let groups: Vec<Value> = status.control.iter().chain(&status.shards).map(group).collect();
-        output.list(&groups, &["group", "term", "leader", "last_position", "applied_position", "replicas"]);
+        let groups: Vec<Value> = status.control.iter().chain(&status.shards).map(|group| summary(group, status)).collect();
+        output.list(&groups, &["group", "term", "leader", "applied_position", "voters", "learners"]);
     }
     ExitCode::from(u8::from(status.health() != api::Health::Healthy))
+}
+
+/// A group in one row, with the labels that people know the nodes by.
+fn summary(group: &api::GroupStatus, status: &api::StatusResponse) -> Value {
+    let label = |id: &str| {
+        let known = status.nodes.iter().find(|node| node.node_id == id);
+        known.map_or_else(|| id.to_owned(), |node| node.label.clone())
+    };
+    let names = |voter: bool| -> Vec<String> {
+        group.replicas.iter().filter(|replica| replica.voter == voter).map(|replica| label(&replica.node_id)).collect()
+    };
+    json!({
+        "group": name(group.group), "term": group.term, "leader": label(&group.leader_node_id),
+        "applied_position": group.applied_position, "voters": names(true), "learners": names(false),
+    })
+}
+
+fn name(group: u32) -> String {
+    if group == 0 { "control".to_owned() } else { format!("shard-{group}") }
 }
 
 fn node(node: &api::NodeStatus) -> Value {
@@ -103,7 +122,7 @@ fn group(group: &api::GroupStatus) -> Value {
         })
         .collect();
     json!({
-        "group": if group.group == 0 { "control".to_owned() } else { format!("shard-{}", group.group) },
+        "group": name(group.group),
         "term": group.term, "leader": group.leader_node_id, "last_position": group.last_position,
         "applied_position": group.applied_position, "replicas": replicas,
     })

@@ -95,7 +95,9 @@ pub struct Values {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The named file cannot be read.
-    #[error("cannot read the configuration file {path}: {source}; correct the path, or leave it out to use the defaults")]
+    #[error(
+        "cannot read the configuration file {path}: {source}; correct the path, or leave it out to use the defaults"
+    )]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -161,9 +163,12 @@ impl Config {
     /// # Errors
     /// A named file that is missing, an unknown key, a value that does not parse or that makes no sense.
     pub fn load(file: Option<&Path>, given: Values) -> Result<Config, ConfigError> {
-        Config::load_with(file, std::env::vars_os().filter_map(|(name, value)| {
-            Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
-        }), given)
+        Config::load_with(
+            file,
+            std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))),
+            given,
+        )
     }
 
     /// The same with an environment of the caller's.
@@ -258,8 +263,8 @@ fn check_address(address: &str, listen: bool) -> Result<(), String> {
 }
 
 fn read_file(path: &Path) -> Result<Values, ConfigError> {
-    let text = fs_err::read_to_string(path)
-        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+    let text =
+        fs_err::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
     toml::from_str(&text).map_err(|error| {
         let start = error.span().map_or(0, |span| span.start.min(text.len()));
         let line = text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count() + 1;
@@ -330,7 +335,8 @@ mod tests {
     #[test]
     fn each_source_overrides_the_one_before() {
         let (_dir, path) = file("label = \"file\"\nclient_listen = \"127.0.0.1:1\"\npeer_listen = \"127.0.0.1:2\"\n");
-        let environment = variables(&[("QUORATE_CLIENT_LISTEN", "127.0.0.1:3"), ("QUORATE_PEER_LISTEN", "127.0.0.1:4")]);
+        let environment =
+            variables(&[("QUORATE_CLIENT_LISTEN", "127.0.0.1:3"), ("QUORATE_PEER_LISTEN", "127.0.0.1:4")]);
         let given = Values { peer_listen: Some("127.0.0.1:5".into()), ..Values::default() };
         let config = Config::load_with(Some(&path), environment, given).unwrap();
         assert_eq!(config.label, "file");

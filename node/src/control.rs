@@ -24,8 +24,8 @@ use crate::log_clock::Clock;
 use crate::metrics::Metrics;
 use crate::proposer::{Answer, Matcher, Proposer};
 
-pub use forward::Proposals;
 use forward::Forwarder;
+pub use forward::Proposals;
 use machine::ControlMachine;
 
 /// What applying a batch of entries came to, told after their rows are readable.
@@ -103,8 +103,7 @@ impl ControlHandle {
     pub fn attach(&self, group: Group) {
         let shared = self.inner.shared.clone();
         let reached = Arc::new(move || shared.state.read().time());
-        let proposer =
-            Proposer::start(group.clone(), reached, self.inner.clock.clone(), self.inner.metrics.clone());
+        let proposer = Proposer::start(group.clone(), reached, self.inner.clock.clone(), self.inner.metrics.clone());
         *self.inner.running.write() = Some(Running { group: group.clone(), proposer });
         let inner = Arc::downgrade(&self.inner);
         let mut leadership = group.leadership();

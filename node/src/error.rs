@@ -143,11 +143,10 @@ impl From<ReadError> for Error {
     fn from(error: ReadError) -> Error {
         match error {
             ReadError::NoLeader => Error::no_leader(),
-            ReadError::TimedOut => Error::new(
-                ErrorReason::NoLeader,
-                "the leader did not confirm a read position in time",
-            )
-            .retry_after(Duration::from_millis(100)),
+            ReadError::TimedOut => {
+                Error::new(ErrorReason::NoLeader, "the leader did not confirm a read position in time")
+                    .retry_after(Duration::from_millis(100))
+            }
             ReadError::Stopped => Error::shutting_down(),
         }
     }
@@ -201,7 +200,9 @@ impl From<Error> for tonic::Status {
 /// What a caller is told about a refusal of the replicated machine.
 fn rejection(reject: Reject) -> Error {
     let reason = match &reject {
-        Reject::InvalidArgument { .. } | Reject::EntryFull | Reject::LimitReached { .. } => ErrorReason::InvalidArgument,
+        Reject::InvalidArgument { .. } | Reject::EntryFull | Reject::LimitReached { .. } => {
+            ErrorReason::InvalidArgument
+        }
         Reject::RequestExpired { .. } => ErrorReason::RequestExpired,
         Reject::AlreadyInitialized => ErrorReason::AlreadyInitialized,
         Reject::NotInitialized => ErrorReason::NotInitialized,

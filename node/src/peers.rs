@@ -166,11 +166,7 @@ impl Peers {
     }
 
     /// Opens a stream to a member. Dropping the sender ends it.
-    pub async fn stream(
-        &self,
-        node: NodeId,
-        kind: u16,
-    ) -> Result<(mpsc::Sender<Bytes>, mpsc::Receiver<Bytes>), Error> {
+    pub async fn stream(&self, node: NodeId, kind: u16) -> Result<(mpsc::Sender<Bytes>, mpsc::Receiver<Bytes>), Error> {
         let address = self.address(node)?;
         Ok(self.groups.peer(node, &address).stream(kind).await?)
     }

@@ -419,12 +419,7 @@ fn form<C: Proposable>(shared: &Shared<C>) -> Option<(Entry<C>, Flight<C>)> {
 }
 
 /// Encodes the entry and gives it its place in the log.
-async fn launch<C: Proposable>(
-    shared: &Shared<C>,
-    entry: Entry<C>,
-    flight: Flight<C>,
-    in_flight: &mut InFlight<C>,
-) {
+async fn launch<C: Proposable>(shared: &Shared<C>, entry: Entry<C>, flight: Flight<C>, in_flight: &mut InFlight<C>) {
     let payload = match C::encode(&entry) {
         Ok(payload) => payload,
         Err(error) => return flight.fail(&error),

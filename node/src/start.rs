@@ -290,14 +290,8 @@ fn serve(node: &Node, listeners: Listeners, stop: &CancellationToken) -> Vec<Joi
     let peers_stop = stop.clone();
     let peers = async move { groups.serve(listeners.peer, peers_stop).await.map_err(|error| error.to_string()) };
     let cluster = ClusterApi::new(context.clone(), node.formation.clone());
-    let clients = grpc::serve(
-        context.clone(),
-        cluster,
-        node.tasks.clone(),
-        node.memory.clone(),
-        listeners.client,
-        stop.clone(),
-    );
+    let clients =
+        grpc::serve(context.clone(), cluster, node.tasks.clone(), node.memory.clone(), listeners.client, stop.clone());
     let http = http::serve(context.clone(), listeners.http, stop.clone());
     vec![
         tokio::spawn(served("peers", peers)),
@@ -353,7 +347,8 @@ async fn listen(what: &'static str, key: &'static str, address: &str) -> Result<
 /// Takes the data directory for this process, until the file is closed.
 fn lock(data_dir: &Path) -> Result<File, StartError> {
     let failed = |source| StartError::DataDir { path: data_dir.to_owned(), source };
-    let file = File::options().create(true).truncate(false).write(true).open(data_dir.join(LOCK_FILE)).map_err(failed)?;
+    let file =
+        File::options().create(true).truncate(false).write(true).open(data_dir.join(LOCK_FILE)).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(StartError::InUse { path: data_dir.to_owned() }),
@@ -385,7 +380,9 @@ fn measure_fsync(config: &Config, metrics: &Metrics) -> io::Result<()> {
     let heartbeat = Duration::from_millis(config.timers.timers().heartbeat_ms);
     if slow * 2 > heartbeat {
         tracing::warn!(
-            ?median, ?slow, ?heartbeat,
+            ?median,
+            ?slow,
+            ?heartbeat,
             "this disk's fsync is slow for the timers: leaders may be lost under load; use a faster disk, or the profile `default` if this is `fast`"
         );
     } else {

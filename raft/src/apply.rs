@@ -336,7 +336,10 @@ impl RaftSnapshotBuilder<TC> for Builder {
 struct ClosedStore;
 
 fn closed<T>() -> io::Result<T> {
-    Err(io::Error::new(io::ErrorKind::NotConnected, "the state store is closed: the group has stopped or takes a snapshot"))
+    Err(io::Error::new(
+        io::ErrorKind::NotConnected,
+        "the state store is closed: the group has stopped or takes a snapshot",
+    ))
 }
 
 impl StateStore for ClosedStore {

@@ -22,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 use crate::apply::{Adapter, Applied};
 use crate::blocking::Blocking;
 use crate::ids::{GroupId, LogPosition, ReplicaId};
-use crate::machine::{Reply, StateStore, StateStores};
 use crate::log::GroupLogReader;
+use crate::machine::{Reply, StateStore, StateStores};
 use crate::proto;
 use crate::reads::Read;
 use crate::snapshot::Receiving;
@@ -457,7 +457,8 @@ impl Group {
                 // The answer may be ahead of the metrics, and whoever made the change shall find it in the status.
                 let at = Some(written.log_id);
                 let seen = self.running.raft.wait(Some(PATIENCE));
-                let seen = seen.metrics(|metrics| *metrics.membership_config.log_id() >= at, "a change of members").await;
+                let seen =
+                    seen.metrics(|metrics| *metrics.membership_config.log_id() >= at, "a change of members").await;
                 return seen.map(drop).map_err(|_| MembershipError::Stopped);
             }
         };

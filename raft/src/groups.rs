@@ -178,11 +178,7 @@ impl Drop for Inner {
 
 /// A runtime of named threads for Raft alone.
 fn build_runtime(threads: usize) -> io::Result<Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads)
-        .thread_name("raft")
-        .enable_all()
-        .build()
+    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).thread_name("raft").enable_all().build()
 }
 
 impl Groups {
@@ -206,8 +202,12 @@ impl Groups {
         let links = Links::new(hellos.clone(), seams.connector, runtime.clone(), metrics.clone());
         let directory = Arc::new(Directory::default());
         register(&config.registry, &log, &metrics, &directory)?;
-        let service =
-            PeerService { hellos: hellos.clone(), groups: directory.clone(), handler: Arc::new(RwLock::new(None)), node };
+        let service = PeerService {
+            hellos: hellos.clone(),
+            groups: directory.clone(),
+            handler: Arc::new(RwLock::new(None)),
+            node,
+        };
         let inner = Inner {
             config,
             log,
@@ -304,7 +304,8 @@ impl Groups {
             return Err(OpenError::AlreadyStarted { group });
         }
         let inner = self.inner.clone();
-        let started = self.inner.runtime.spawn(async move { start::start(&inner, group, replica, machine, config).await });
+        let started =
+            self.inner.runtime.spawn(async move { start::start(&inner, group, replica, machine, config).await });
         let running = started.await.map_err(|error| OpenError::Unusable { group, reason: error.to_string() })??;
         Ok(Group::new(running))
     }
@@ -372,7 +373,10 @@ impl Inner {
 fn check_settings(config: &GroupsConfig) -> Result<(), OpenError> {
     let settings = |reason: String| Err(OpenError::Settings { reason });
     if !config.timers.is_sane() {
-        return settings(format!("{:?}: the election times must be at least twice the heartbeat and apart", config.timers));
+        return settings(format!(
+            "{:?}: the election times must be at least twice the heartbeat and apart",
+            config.timers
+        ));
     }
     if config.snapshot_log_bytes == 0 || config.snapshot_bytes_per_s == 0 {
         return settings("snapshot_log_bytes and snapshot_bytes_per_s must not be 0".to_owned());

@@ -41,7 +41,9 @@ pub enum IdentityError {
         source: io::Error,
     },
     /// The file is there and does not say what it must.
-    #[error("{path} is damaged ({reason}); restore it from a backup, or empty the data directory and join the node again as a new one")]
+    #[error(
+        "{path} is damaged ({reason}); restore it from a backup, or empty the data directory and join the node again as a new one"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -49,7 +51,9 @@ pub enum IdentityError {
         reason: String,
     },
     /// The directory belongs to another cluster.
-    #[error("this is a data directory of another cluster ({found}, not {wanted}); use an empty directory, or connect to the nodes of cluster {found}")]
+    #[error(
+        "this is a data directory of another cluster ({found}, not {wanted}); use an empty directory, or connect to the nodes of cluster {found}"
+    )]
     OtherCluster {
         /// The cluster in the directory.
         found: ClusterId,

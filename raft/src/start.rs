@@ -101,7 +101,8 @@ fn spawn(running: &Running, task: impl Future<Output = ()> + Send + 'static) {
 
 fn settings(group: GroupId, timers: Timers, purge_tail: u64) -> Result<Config, OpenError> {
     if !timers.is_sane() {
-        let reason = format!("{timers:?} of group {group}: the election times must be at least twice the heartbeat and apart");
+        let reason =
+            format!("{timers:?} of group {group}: the election times must be at least twice the heartbeat and apart");
         return Err(OpenError::Settings { reason });
     }
     let Timers { heartbeat_ms, election_min_ms, election_max_ms } = timers;

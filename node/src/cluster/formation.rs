@@ -125,9 +125,9 @@ impl Formation {
         let _alone = self.one_at_a_time.lock().await;
         let mut seed_client = ClusterServiceClient::new(seed_channel);
         let found = ask(seed, seed_client.status(StatusRequest {})).await?;
-        let theirs = parse_id(&found.cluster_id)
-            .map(ClusterId)
-            .ok_or_else(|| Error::new(ErrorReason::NotInitialized, format!("the seed {seed} belongs to no cluster yet")))?;
+        let theirs = parse_id(&found.cluster_id).map(ClusterId).ok_or_else(|| {
+            Error::new(ErrorReason::NotInitialized, format!("the seed {seed} belongs to no cluster yet"))
+        })?;
         if let Some(ours) = self.context.groups.identity().cluster.filter(|ours| *ours != theirs) {
             return Err(other_cluster(ours, theirs));
         }
@@ -213,9 +213,10 @@ impl Formation {
         };
         timeout(CATCH_UP_TIMEOUT, member).await.map_err(|_| Error {
             reason: ErrorReason::OutcomeUnknown,
-            message: "this node was admitted and has not received the control log yet; it goes on by itself: check that \
+            message:
+                "this node was admitted and has not received the control log yet; it goes on by itself: check that \
                       the members reach its peer address, and look at `quorate cluster status`"
-                .into(),
+                    .into(),
             ..Error::unknown()
         })
     }
@@ -233,7 +234,8 @@ pub async fn add_member(context: &Context, request: AddMemberRequest) -> Result<
             format!("this cluster speaks version {PEER_PROTOCOL} of the peer protocol and the node version {found}"),
         ));
     }
-    let node = parse_id(&request.node_id).ok_or_else(|| Error::invalid("node_id", "the node id is not 16 hex digits"))?;
+    let node =
+        parse_id(&request.node_id).ok_or_else(|| Error::invalid("node_id", "the node id is not 16 hex digits"))?;
     limits::check_name("label", &request.label)?;
     limits::check_name("peer_address", &request.peer_address)?;
     limits::check_name("client_address", &request.client_address)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use quorate_raft::{Group, GroupConfig, GroupId, Groups, Member, OpenError, ReplicaId};
+use quorate_raft::{Group, GroupConfig, GroupId, Groups, Member, MembershipError, OpenError, ReplicaId};
 use quorate_state::ShardId;
 
 use super::{group_of, in_state};
@@ -66,7 +66,8 @@ impl Hosting {
     pub async fn reconcile(&self) -> bool {
         let mut placed = self.placed();
         let running = self.running.lock().clone();
-        let strange = running.iter().any(|(shard, replica)| placed.get(shard).map(|placed| placed.replica) != Some(*replica));
+        let strange =
+            running.iter().any(|(shard, replica)| placed.get(shard).map(|placed| placed.replica) != Some(*replica));
         let young = placed.values().any(|placed| placed.to_initialize);
         if strange || young {
             // The state here may be behind, and what follows cannot be taken back: make sure.
@@ -170,8 +171,10 @@ impl Hosting {
             return false;
         }
         let member = Member { node: self.context.node, address: self.context.addresses.peer.clone() };
-        if let Err(error) = group.initialize(BTreeMap::from([(replica, member)])).await {
-            tracing::error!(%shard, %error, "a new shard could not be initialised; trying again");
+        match group.initialize(BTreeMap::from([(replica, member)])).await {
+            // What this replica is told of its group can be a moment behind: it was initialised a round ago.
+            Ok(()) | Err(MembershipError::Refused { .. }) => {}
+            Err(error) => tracing::error!(%shard, %error, "a new shard could not be initialised; trying again"),
         }
         true
     }

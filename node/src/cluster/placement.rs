@@ -183,9 +183,8 @@ mod tests {
         let commands = plan_for(&three, &shards);
         assert_eq!(commands.len(), 16);
         let retired_on = |node: u64| {
-            let going = |command: &&Command| {
-                matches!(command, Command::RetireReplica { replica, .. } if replica % 100 == node)
-            };
+            let going =
+                |command: &&Command| matches!(command, Command::RetireReplica { replica, .. } if replica % 100 == node);
             commands.iter().filter(going).count()
         };
         assert_eq!([1, 2, 3].map(retired_on), [4, 4, 8]);

@@ -56,7 +56,8 @@ fn outside(own: StatusResponse) -> StatusResponse {
         health: Health::NoQuorum.into(),
         problems: vec!["This node belongs to no cluster yet.".into()],
         next_steps: vec![
-            "Run `quorate cluster init` on it to make a new cluster, or `quorate cluster join SEED` to join one.".into(),
+            "Run `quorate cluster init` on it to make a new cluster, or `quorate cluster join SEED` to join one."
+                .into(),
         ],
         ..own
     }
@@ -82,7 +83,7 @@ fn nodes(
         .flat_map(|report| report.nodes.first().map(|node| (report.answering_node_id.as_str(), node)))
         .collect();
     // Before this node has read the members it knows at least itself.
-    let alone = members.is_empty().then(|| reports[0].nodes.clone()).unwrap_or_default();
+    let alone = if members.is_empty() { reports[0].nodes.clone() } else { Vec::new() };
     let known = members.iter().map(|member| report::node_status(Some(member)));
     let mut nodes: Vec<NodeStatus> = known.chain(alone).collect();
     for node in &mut nodes {
@@ -170,7 +171,8 @@ impl Findings {
         let reachable: BTreeSet<&str> =
             nodes.iter().filter(|node| node.reachable).map(|node| node.node_id.as_str()).collect();
         let led = |shard: &&GroupStatus| reachable.contains(shard.leader_node_id.as_str());
-        let headless: Vec<String> = shards.iter().filter(|shard| !led(shard)).map(|shard| shard.group.to_string()).collect();
+        let headless: Vec<String> =
+            shards.iter().filter(|shard| !led(shard)).map(|shard| shard.group.to_string()).collect();
         if !headless.is_empty() {
             self.problems.push(format!("Without a leader that can be reached: shard {}.", headless.join(", ")));
             self.next_steps.push("Start the nodes that hold these shards, or wait for their election.".into());
@@ -191,7 +193,11 @@ impl Findings {
 }
 
 fn name(node: &NodeStatus) -> String {
-    if node.label.is_empty() { format!("node {}", node.node_id) } else { format!("node {} ({})", node.node_id, node.label) }
+    if node.label.is_empty() {
+        format!("node {}", node.node_id)
+    } else {
+        format!("node {} ({})", node.node_id, node.label)
+    }
 }
 
 fn list(names: &[String]) -> String {
@@ -245,7 +251,8 @@ mod tests {
     #[test]
     fn the_leaders_view_in_the_newest_term_wins() {
         let old = GroupStatus { term: 1, leader_node_id: "a".into(), last_position: 90, ..GroupStatus::default() };
-        let followers = GroupStatus { term: 2, leader_node_id: "b".into(), last_position: 95, ..GroupStatus::default() };
+        let followers =
+            GroupStatus { term: 2, leader_node_id: "b".into(), last_position: 95, ..GroupStatus::default() };
         let leaders = GroupStatus {
             term: 2,
             leader_node_id: "b".into(),

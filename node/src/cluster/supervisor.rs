@@ -8,10 +8,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::hosting::{Hosting, stop_control};
+use super::placement;
 use super::presence::Presence;
 use super::shards::Shards;
 use super::voters::Voters;
-use super::placement;
 use crate::context::Context;
 
 /// Between rounds while there is something to do.
@@ -29,13 +29,8 @@ impl Supervisor {
     /// Starts the replicas that are stored, then the loop. `removed` becomes true, once, when this node is a member no longer and has stopped its groups.
     pub fn start(context: Context, hosting: Arc<Hosting>, removed: watch::Sender<bool>) -> Supervisor {
         let stop = context.shutdown.child_token();
-        let round = Round {
-            context,
-            hosting,
-            shards: Shards::default(),
-            voters: Voters::default(),
-            presence: Presence::new(),
-        };
+        let round =
+            Round { context, hosting, shards: Shards::default(), voters: Voters::default(), presence: Presence::new() };
         let task = tokio::spawn(run(round, removed, stop.clone()));
         Supervisor { stop, task: Mutex::new(Some(task)) }
     }

@@ -13,7 +13,8 @@ async fn a_cluster_grows_from_one_to_two_to_three() {
     let second = TestNode::start().await;
     assert_eq!(second.join(&first).await.expect("join"), id);
     let status = first.wait_healthy(2).await;
-    let voters = |status: &quorate_api::v1::StatusResponse| status.nodes.iter().filter(|node| node.control_voter).count();
+    let voters =
+        |status: &quorate_api::v1::StatusResponse| status.nodes.iter().filter(|node| node.control_voter).count();
     assert_eq!(voters(&status), 1, "an even number of voters survives no more: {status:#?}");
     assert_eq!(second.payload_of(task).await.expect("any node answers"), b"early");
 

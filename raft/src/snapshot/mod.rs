@@ -92,8 +92,11 @@ fn read_manifest(dir: &Path) -> io::Result<Vec<proto::SnapshotFile>> {
 #[derive(Debug, Clone)]
 pub(crate) struct CheckpointDirs {
     root: PathBuf,
-    next: Arc<AtomicU64>,
 }
+
+/// One for the process, not for the node: a node that is started again in the same process, as tests do, must not reuse
+/// a name that a last user of the earlier one is about to delete.
+static NEXT_CHECKPOINT: AtomicU64 = AtomicU64::new(0);
 
 impl CheckpointDirs {
     /// Removes what an earlier process left in `root`: checkpoints are made anew when they are needed.
@@ -102,12 +105,12 @@ impl CheckpointDirs {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => fs_err::create_dir_all(&root)?,
         }
-        Ok(CheckpointDirs { root, next: Arc::default() })
+        Ok(CheckpointDirs { root })
     }
 
     /// A path where nothing is yet.
     pub(crate) fn next(&self, group: GroupId) -> PathBuf {
-        self.root.join(format!("{group}-{}", self.next.fetch_add(1, Ordering::Relaxed)))
+        self.root.join(format!("{group}-{}", NEXT_CHECKPOINT.fetch_add(1, Ordering::Relaxed)))
     }
 }
 

@@ -63,12 +63,8 @@ impl Hellos {
         let Some(cluster) = identity.cluster else {
             return Err(PeerError::Refused { reason: "this node is not a member of a cluster yet".to_owned() });
         };
-        let hello = proto::Hello {
-            cluster: cluster.0,
-            node: identity.node.0,
-            incarnation: identity.incarnation,
-            to: to.0,
-        };
+        let hello =
+            proto::Hello { cluster: cluster.0, node: identity.node.0, incarnation: identity.incarnation, to: to.0 };
         let mut request = tonic::Request::new(message);
         request.metadata_mut().insert_bin(HEADER, MetadataValue::from_bytes(&hello.encode_to_vec()));
         Ok(request)
@@ -88,7 +84,11 @@ impl Hellos {
             return Err(status);
         }
         if hello.to != identity.node.0 {
-            return Err(Status::failed_precondition(format!("this is node {}, not {}", identity.node, NodeId(hello.to))));
+            return Err(Status::failed_precondition(format!(
+                "this is node {}, not {}",
+                identity.node,
+                NodeId(hello.to)
+            )));
         }
         let node = NodeId(hello.node);
         let newest = self.seen.lock().entry(node).or_default().clone();
@@ -107,11 +107,9 @@ impl Hellos {
         match status.code() {
             Code::DeadlineExceeded | Code::Cancelled => PeerError::TimedOut,
             Code::Aborted => PeerError::ShuttingDown,
-            Code::Unavailable | Code::Unknown | Code::Internal => PeerError::Unreachable {
-                node,
-                address: address.to_owned(),
-                reason: status.message().to_owned(),
-            },
+            Code::Unavailable | Code::Unknown | Code::Internal => {
+                PeerError::Unreachable { node, address: address.to_owned(), reason: status.message().to_owned() }
+            }
             _ => PeerError::Refused { reason: status.message().to_owned() },
         }
     }

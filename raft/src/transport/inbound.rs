@@ -176,11 +176,7 @@ fn accept(
     requests.try_send(request).map_err(|_| "more requests than the session may have under way".to_owned())
 }
 
-fn open(
-    group: &Running,
-    session: u64,
-    input: mpsc::Receiver<AppendEntriesRequest<TC>>,
-) -> BoxStream<'static, Answer> {
+fn open(group: &Running, session: u64, input: mpsc::Receiver<AppendEntriesRequest<TC>>) -> BoxStream<'static, Answer> {
     let results = group.raft.stream_append(ReceiverStream::new(input));
     let outcomes = results.map(move |result| {
         let result = match result {

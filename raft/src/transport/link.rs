@@ -86,7 +86,8 @@ impl Links {
         let client = |lane| self.client(lane, address);
         let (beats, beat_queue) = mpsc::unbounded_channel();
         let (appends, append_queue) = mpsc::unbounded_channel();
-        let target = Target { node, address: address.to_owned(), hellos: self.hellos.clone(), metrics: self.metrics.clone() };
+        let target =
+            Target { node, address: address.to_owned(), hellos: self.hellos.clone(), metrics: self.metrics.clone() };
         let votes = client(Lane::Votes);
         self.runtime.spawn(run_beats(target.clone(), votes.clone(), beat_queue));
         self.runtime.spawn(run_appends(target, client(Lane::Appends), append_queue));

@@ -21,8 +21,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-pub use connect::{BoxIo, Connector, Io, TcpConnector};
 pub(crate) use connect::prepare;
+pub use connect::{BoxIo, Connector, Io, TcpConnector};
 pub(crate) use hello::{Hellos, Sender};
 pub use link::Peer;
 pub(crate) use link::{Link, Links};

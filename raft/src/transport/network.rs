@@ -89,7 +89,11 @@ impl Network {
         }
     }
 
-    async fn beat(&self, request: AppendEntriesRequest<TC>, interval: Duration) -> Result<StreamAppendResult<TC>, RPCError<TC>> {
+    async fn beat(
+        &self,
+        request: AppendEntriesRequest<TC>,
+        interval: Duration,
+    ) -> Result<StreamAppendResult<TC>, RPCError<TC>> {
         let lost = || RPCError::Unreachable(Unreachable::from_string("no heartbeat stream"));
         let (sender, outcome) = oneshot::channel();
         let hurry = self.hurry.load(Ordering::Acquire);
@@ -113,7 +117,12 @@ impl Network {
         }
     }
 
-    async fn ask_vote(&self, rpc: VoteRequest<TC>, pre: bool, option: RPCOption) -> Result<VoteResponse<TC>, RPCError<TC>> {
+    async fn ask_vote(
+        &self,
+        rpc: VoteRequest<TC>,
+        pre: bool,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TC>, RPCError<TC>> {
         let timeout = option.hard_ttl();
         let request = proto::VoteRequest {
             route: Some(self.route),
@@ -209,7 +218,8 @@ impl NetSnapshot<TC> for Network {
         option: RPCOption,
     ) -> Result<SnapshotResponse<TC>, StreamingError<TC>> {
         let timeout = option.hard_ttl();
-        let sending = send_snapshot(&self.link, self.route, vote, &snapshot, self.blocking, self.snapshot_bytes_per_s, timeout);
+        let sending =
+            send_snapshot(&self.link, self.route, vote, &snapshot, self.blocking, self.snapshot_bytes_per_s, timeout);
         let sent = tokio::select! {
             closed = cancel => return Err(closed.into()),
             sent = sending => sent,

@@ -168,12 +168,8 @@ pub(crate) fn number(value: u64) -> Bytes {
 impl Cluster {
     /// `total` machines, the first `voters` of which run and make up the group.
     pub(crate) async fn start(total: usize, voters: usize, snapshot_log_bytes: u64) -> Cluster {
-        let mut cluster = Cluster {
-            network: Arc::default(),
-            machines: BTreeMap::new(),
-            nodes: BTreeMap::new(),
-            snapshot_log_bytes,
-        };
+        let mut cluster =
+            Cluster { network: Arc::default(), machines: BTreeMap::new(), nodes: BTreeMap::new(), snapshot_log_bytes };
         for number in 1..=total {
             let dir = tempfile::tempdir().expect("a directory");
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -301,7 +297,8 @@ impl Cluster {
     pub(crate) async fn converge(&self, among: &[usize], sum: u64) {
         let same = async {
             loop {
-                let sums: Vec<u64> = among.iter().map(|number| stored_sum(&*self.nodes[number].group.store())).collect();
+                let sums: Vec<u64> =
+                    among.iter().map(|number| stored_sum(&*self.nodes[number].group.store())).collect();
                 if sums.iter().all(|found| *found == sum) {
                     return;
                 }

@@ -60,10 +60,8 @@ async fn three_nodes_on_disk_restart_with_everything() {
             nodes.push(open(dir.path(), listener, place as u64 + 1).await);
         }
         if life == 0 {
-            let member = |place: usize| Member {
-                node: nodes[place].groups.identity().node,
-                address: addresses[place].clone(),
-            };
+            let member =
+                |place: usize| Member { node: nodes[place].groups.identity().node, address: addresses[place].clone() };
             let members = (0..3).map(|place| (place as u64 + 1, member(place))).collect();
             nodes[0].group.initialize(members).await.unwrap();
         }

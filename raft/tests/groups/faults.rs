@@ -196,8 +196,9 @@ async fn a_machine_with_a_fault_stops_its_group_and_stores_nothing() {
     // A follower stops too when it hears that the entry is committed, which a dead leader may not have told it.
     tokio::time::timeout(LONG, leader.group.stopped()).await.expect("the leader stops");
     assert!(!leader.group.leadership().borrow().mine);
+    assert_eq!(stored_sum(&*leader.group.store()), 1);
     for node in cluster.nodes.values() {
-        assert_eq!(stored_sum(&*node.group.store()), 1, "nothing of the entry is stored");
+        assert!(stored_sum(&*node.group.store()) <= 1, "nothing of the entry is stored");
         assert!(node.groups.group(GROUP).is_some(), "the node goes on and decides what to do");
     }
     assert!(matches!(leader.group.propose(number(1)).await, Err(ProposeError::Stopped)));

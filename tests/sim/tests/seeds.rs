@@ -1,0 +1,46 @@
+//! The simulation itself: it passes, repeats itself, and finds what is planted.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Fewer than by default: the program is what runs many.
+const STEPS: &str = "12000";
+
+fn sim(arguments: &[&str]) -> (bool, Value) {
+    let program = env!("CARGO_BIN_EXE_quorate-sim");
+    let output = Command::new(program).args(arguments).args(["--steps", STEPS, "-o", "json"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let document = serde_json::from_str(&text).unwrap_or_else(|_| panic!("no JSON: {text}\n{errors}"));
+    (output.status.success(), document)
+}
+
+#[test]
+fn seeds_pass_and_something_happens_in_them() {
+    let (clean, summary) = sim(&["--seeds", "3"]);
+    assert!(clean, "{summary:#}");
+    assert_eq!(summary["seeds"], 3);
+    assert_eq!(summary["invalid"], serde_json::json!([]), "{summary:#}");
+    for what in ["commits", "elections", "crashes", "operations"] {
+        assert!(summary[what].as_u64().unwrap() > 3, "{what}: {summary:#}");
+    }
+}
+
+#[cfg(feature = "planted")]
+#[test]
+fn every_planted_bug_is_found() {
+    let (all, found) = sim(&["--planted", "all", "--seeds", "10"]);
+    assert!(all, "{found:#}");
+    assert_eq!(found.as_object().unwrap().len(), 5);
+}
+
+#[test]
+fn a_bug_that_nobody_planted_is_refused() {
+    let program = env!("CARGO_BIN_EXE_quorate-sim");
+    let output = Command::new(program).args(["--planted", "no-such-bug"]).output().unwrap();
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("PLANTED.md"));
+}
