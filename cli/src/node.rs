@@ -107,16 +107,25 @@ impl Start {
 pub async fn run(verb: Node, output: Format) -> Result<ExitCode> {
     let Node::Start(start) = verb;
     let config = Config::load(start.config.as_deref(), start.values())?;
-    let filter = EnvFilter::try_new(&config.log_level).map_err(|error| Usage(format!("--log-level {}: {error}", config.log_level)))?;
+    let filter = filter(&config.log_level)?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let node = quorate_node::start(config).await?;
     let addresses = node.addresses();
     output.record(&json!({
         "node_id": node.node().to_string(), "client": addresses.client, "peer": addresses.peer, "http": addresses.http,
     }));
-    wait_for_stop(start.stop_with_stdin).await?;
+    tokio::select! {
+        stopped = wait_for_stop(start.stop_with_stdin) => stopped?,
+        () = node.removed() => eprintln!("this node was removed from its cluster; start it on an empty data directory to join again"),
+    }
     node.shutdown().await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is logged. openraft warns at every heartbeat to a peer that is down, which the node says once by itself.
+fn filter(level: &str) -> Result<EnvFilter> {
+    let quiet = if level.contains("openraft") { level.to_owned() } else { format!("{level},openraft=error") };
+    Ok(EnvFilter::try_new(quiet).map_err(|error| Usage(format!("--log-level {level}: {error}")))?)
 }
 
 /// Returns on SIGTERM, Ctrl-C or, if asked for, the end of standard input.

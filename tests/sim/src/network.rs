@@ -3,6 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
@@ -11,9 +12,24 @@ use hyper_util::rt::TokioIo;
 use quorate_client::host_and_port;
 use quorate_raft::BoxIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, sleep};
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint, Uri};
+use turmoil::ToSocketAddrs;
 use turmoil::net::{TcpListener, TcpStream};
+
+/// After how long TCP sends a lost SYN again.
+const SYN_LOST: Duration = Duration::from_secs(1);
+
+/// Connects. turmoil refuses a connection at once when a partition swallows it; a network would say nothing.
+async fn connect(address: impl ToSocketAddrs) -> io::Result<TcpStream> {
+    let begun = Instant::now();
+    let connected = TcpStream::connect(address).await;
+    if connected.is_err() && begun.elapsed().is_zero() {
+        sleep(SYN_LOST).await;
+    }
+    connected
+}
 
 /// Connects over the simulated network.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +38,7 @@ pub(crate) struct SimulatedTcp;
 #[async_trait]
 impl quorate_raft::Connector for SimulatedTcp {
     async fn connect(&self, address: &str) -> io::Result<BoxIo> {
-        Ok(Box::new(TcpStream::connect(address.to_owned()).await?))
+        Ok(Box::new(connect(address.to_owned()).await?))
     }
 }
 
@@ -30,7 +46,7 @@ impl quorate_client::Connector for SimulatedTcp {
     fn connect(&self, uri: Uri) -> BoxFuture<'static, io::Result<Box<dyn quorate_client::Io>>> {
         Box::pin(async move {
             let (host, port) = host_and_port(&uri)?;
-            let stream = TcpStream::connect((host.to_owned(), port)).await?;
+            let stream = connect((host.to_owned(), port)).await?;
             Ok(Box::new(stream) as Box<dyn quorate_client::Io>)
         })
     }
@@ -41,7 +57,7 @@ pub(crate) async fn channel(address: &str) -> anyhow::Result<Channel> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
     let connect = tower::service_fn(|uri: Uri| async move {
         let (host, port) = host_and_port(&uri)?;
-        Ok::<_, io::Error>(TokioIo::new(TcpStream::connect((host.to_owned(), port)).await?))
+        Ok::<_, io::Error>(TokioIo::new(connect((host.to_owned(), port)).await?))
     });
     Ok(endpoint.connect_with_connector(connect).await?)
 }

@@ -62,6 +62,8 @@ fn build(seed: u64, world: &Arc<World>) -> Sim<'static> {
         .min_message_latency(Duration::from_millis(1))
         .max_message_latency(LINK_LATENCY)
         .tcp_capacity(1 << 14)
+        // turmoil keeps the port of a connection that was refused.
+        .ephemeral_ports(8_000..=65_535)
         .epoch(std::time::UNIX_EPOCH)
         .enable_random_order()
         .build();
