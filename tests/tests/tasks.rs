@@ -6,8 +6,11 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use quorate_client::v1::{ErrorReason, Queue, TaskState};
-use quorate_client::{Agent, AgentBuilder, AgentHandle, Client, Error, LeaseKeeper, NewTask, Output, TaskError, TaskFilter, limits};
+use quorate_client::{
+    Agent, AgentBuilder, AgentHandle, Client, Error, LeaseKeeper, NewTask, Output, TaskError, TaskFilter, limits,
+};
 use quorate_tests::{TestCluster, eventually};
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -47,13 +50,14 @@ async fn queue(client: &Client, name: &str) -> Result<Queue> {
 }
 
 async fn all_done(client: &Client, ids: &[u64]) -> Result<()> {
-    for id in ids {
-        let answer = client.wait_task(*id, Duration::from_secs(60)).await?;
+    let done = async |id: u64| {
+        let answer = client.wait_task(id, Duration::from_secs(60)).await?;
         let task = answer.task.context("a task")?;
         ensure!(answer.finished, "task {id} is still {:?} after {} attempts", task.state(), task.attempts);
         ensure!(task.state() == TaskState::Completed, "task {id} is {:?}: {}", task.state(), task.error);
-    }
-    Ok(())
+        Ok(())
+    };
+    stream::iter(ids).map(|id| done(*id)).buffer_unordered(64).try_collect().await
 }
 
 fn reason<T: std::fmt::Debug>(outcome: Result<T, Error>) -> Option<ErrorReason> {
@@ -100,9 +104,9 @@ async fn a_completion_and_its_children_take_effect_together() -> Result<()> {
     let writer = Agent::builder(&client, "writer").role("write").handler(|attempt| async move {
         Ok(Output::new("written").child(NewTask::new("review", attempt.payload).role("check")))
     });
-    let reviewer = Agent::builder(&client, "reviewer").role("check").handler(|attempt| async move {
-        Ok(Output::new([&b"checked "[..], &attempt.payload].concat()))
-    });
+    let reviewer = Agent::builder(&client, "reviewer")
+        .role("check")
+        .handler(|attempt| async move { Ok(Output::new([&b"checked "[..], &attempt.payload].concat())) });
     let agents = [ready(writer).await?, ready(reviewer).await?];
     let parent = client.enqueue(NewTask::new("write", "a page")).await?;
     all_done(&client, &[parent]).await?;
@@ -136,7 +140,8 @@ async fn the_death_of_the_leader_is_not_seen_by_agents() -> Result<()> {
     }
     let client = test.cluster.client()?;
     let mut ids = client.enqueue_many(tasks(1_000)).await?;
-    eventually("the work has begun", async || Ok((queue(&client, "work").await?.completed > 100).then_some(()))).await?;
+    eventually("the work has begun", async || Ok((queue(&client, "work").await?.completed > 100).then_some(())))
+        .await?;
     test.cluster.nodes[leader].kill().await?;
     ids.push(client.enqueue(NewTask::new("work", "after the death")).await?);
     all_done(&client, &ids).await?;
@@ -195,7 +200,9 @@ async fn a_dead_agents_task_goes_to_another() -> Result<()> {
         Ok::<_, Error>(handle)
     });
     let agent = handle.await??;
-    let task = client.enqueue(NewTask::new("work", "heavy").backoff(Duration::from_millis(1), Duration::from_millis(1))).await?;
+    let task = client
+        .enqueue(NewTask::new("work", "heavy").backoff(Duration::from_millis(1), Duration::from_millis(1)))
+        .await?;
     holds.notified().await;
     doomed.shutdown_background();
     let died = Instant::now();

@@ -320,10 +320,7 @@ mod tests {
     fn each_bad_finish_gets_its_own_answer_and_the_rest_goes_on() {
         let token = Some(v1::Token { position: 1, ordinal: 0 });
         let completed = |bytes: usize| {
-            Some(v1::finish::Outcome::Completed(v1::Completed {
-                result: vec![0; bytes].into(),
-                children: Vec::new(),
-            }))
+            Some(v1::finish::Outcome::Completed(v1::Completed { result: vec![0; bytes].into(), children: Vec::new() }))
         };
         let failed = v1::Failed { error: "e".repeat(limits::ERROR_TEXT_BYTES + 1), permanent: false };
         let items = vec![
@@ -335,10 +332,8 @@ mod tests {
         ];
         let (finishes, refused) = check_finishes(items);
         assert_eq!(finishes.iter().map(|finish| finish.seq).collect::<Vec<_>>(), vec![1]);
-        let fields: Vec<(u64, String)> = refused
-            .into_iter()
-            .map(|ack| (ack.seq, ack.error.expect("refused").metadata["field"].clone()))
-            .collect();
+        let fields: Vec<(u64, String)> =
+            refused.into_iter().map(|ack| (ack.seq, ack.error.expect("refused").metadata["field"].clone())).collect();
         let expected = [(2, "token"), (3, "outcome"), (4, "result"), (5, "error")];
         assert_eq!(fields, expected.map(|(seq, field)| (seq, field.to_owned())));
     }

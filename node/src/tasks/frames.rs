@@ -283,16 +283,15 @@ mod tests {
 
     #[test]
     fn grants_are_split_by_bytes_and_a_large_one_goes_alone() {
-        let mut down = Down::default();
-        down.grants = vec![grant(1, FRAME_BYTES / 2), grant(2, FRAME_BYTES / 2), grant(3, 4 * FRAME_BYTES), grant(4, 1)];
+        let grants = vec![grant(1, FRAME_BYTES / 2), grant(2, FRAME_BYTES / 2), grant(3, 4 * FRAME_BYTES), grant(4, 1)];
+        let mut down = Down { grants, ..Down::default() };
         assert_eq!(decoded_sessions(&mut down), vec![vec![1, 2], vec![3], vec![4]]);
         assert!(down.is_empty());
     }
 
     #[test]
     fn the_end_of_a_session_does_not_overtake_its_grants() {
-        let mut down = Down::default();
-        down.grants = vec![grant(1, FRAME_BYTES), grant(1, FRAME_BYTES)];
+        let mut down = Down { grants: vec![grant(1, FRAME_BYTES), grant(1, FRAME_BYTES)], ..Down::default() };
         down.gone.push(Gone { session: 1, attachment: 0, error: None });
         assert!(down.take_part().gone.is_empty());
         assert_eq!(down.take_part().gone.len(), 1);

@@ -209,7 +209,14 @@ impl Leader {
     }
 
     /// What an effect asks for before the roster takes it in.
-    fn note(&self, effect: &Effect, now: Instant, book: &mut Book, posts: &mut Posts, finished: &mut Vec<(TaskId, TaskState)>) {
+    fn note(
+        &self,
+        effect: &Effect,
+        now: Instant,
+        book: &mut Book,
+        posts: &mut Posts,
+        finished: &mut Vec<(TaskId, TaskState)>,
+    ) {
         match *effect {
             Effect::Granted { .. } => self.metrics.granted(),
             Effect::Finished { task, state } => finished.push((task, state)),
@@ -255,9 +262,10 @@ impl Leader {
         let now = Instant::now();
         let log_time = self.context.control.log_time();
         let (expired, idle) = self.with_book(|book, _| (book.roster.due(now), book.roster.has_idle()));
-        let (due, ready) = self.context.control.read(|state| {
-            (state.next_due().is_some_and(|due| due <= log_time), state.roles_ready().next().is_some())
-        });
+        let (due, ready) = self
+            .context
+            .control
+            .read(|state| (state.next_due().is_some_and(|due| due <= log_time), state.roles_ready().next().is_some()));
         let mut operations: Vec<Operation<Command>> =
             expired.iter().map(|&session| Operation::new(Command::ExpireSession { session })).collect();
         if !expired.is_empty() {
@@ -420,7 +428,6 @@ fn jitter(pause_ms: u64) -> u64 {
 fn seconds_between(from: LogTime, to: LogTime) -> f64 {
     Duration::from_micros(to.0.saturating_sub(from.0)).as_secs_f64()
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use parking_lot::Mutex;
 use prost::Message as _;
 use quorate_api::v1;
@@ -17,6 +17,7 @@ use quorate_state::control::{Command, Reply};
 use quorate_state::{Operation, SessionId, TaskId, Token};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 
 use super::frames::{Attach, Attached, Down, Gathered as _, Gone, Place, SessionAck, SessionFinish, Up};
@@ -32,20 +33,26 @@ const FRAMES_IN_FLIGHT: usize = 64;
 /// Renewals that wait for one node at most.
 const BEATS_KEPT: usize = 65_536;
 
-/// What waits to be sent to a node.
+/// What waits to be sent to a node. Whoever has something for the node puts it here; only the node's own task sends, so
+/// that what comes from several sides at one time (the answer to a finish, and the grant behind it) goes in one frame.
 pub(super) struct Outbox {
     pending: Mutex<Down>,
     stream: mpsc::Sender<Bytes>,
-    stuck: Notify,
+    filled: Notify,
 }
 
 impl Outbox {
     fn new(stream: mpsc::Sender<Bytes>) -> Outbox {
-        Outbox { pending: Mutex::new(Down::default()), stream, stuck: Notify::new() }
+        Outbox { pending: Mutex::new(Down::default()), stream, filled: Notify::new() }
     }
 
-    /// Adds a frame's parts, and sends what the stream takes.
+    /// Adds a frame's parts, which are sent at once or as soon as the stream takes them.
     pub(super) fn post(&self, down: Down) {
+        self.add(down);
+        self.filled.notify_one();
+    }
+
+    fn add(&self, down: Down) {
         let mut pending = self.pending.lock();
         pending.attached.extend(down.attached);
         pending.beats.extend(down.beats);
@@ -56,23 +63,20 @@ impl Outbox {
         pending.cancels.extend(down.cancels);
         pending.grants.extend(down.grants);
         pending.gone.extend(down.gone);
+    }
+
+    /// Sends what the stream takes. Returns whether something is left because it is full.
+    fn flush(&self) -> bool {
+        let mut pending = self.pending.lock();
         while !pending.is_empty() {
             match self.stream.try_reserve() {
                 Ok(permit) => permit.send(pending.take_frame().unwrap_or_default()),
-                Err(TrySendError::Full(())) => return self.stuck.notify_one(),
-                Err(TrySendError::Closed(())) => return *pending = Down::default(),
+                Err(TrySendError::Full(())) => return true,
+                // The other half of the stream ends as well, and the node's task with it.
+                Err(TrySendError::Closed(())) => *pending = Down::default(),
             }
         }
-    }
-
-    fn is_stuck(&self) -> bool {
-        !self.pending.lock().is_empty()
-    }
-
-    fn send(&self, permit: mpsc::Permit<'_, Bytes>) {
-        if let Some(frame) = self.pending.lock().take_frame() {
-            permit.send(frame);
-        }
+        false
     }
 }
 
@@ -114,18 +118,21 @@ pub(super) async fn serve(
     let link = registered.link;
     let mut under_way = FuturesUnordered::new();
     loop {
-        let stuck = outbox.is_stuck();
+        while let Some(Some(ended)) = under_way.next().now_or_never() {
+            if !acknowledge(&leader, &outbox, ended) {
+                return;
+            }
+        }
+        let stuck = outbox.flush();
         tokio::select! {
             biased;
             () = leader.over.cancelled() => return,
             Some(ended) = under_way.next(), if !under_way.is_empty() => {
-                if !acknowledge(&leader, link, ended) { return }
+                if !acknowledge(&leader, &outbox, ended) { return }
             }
-            permit = outbound.reserve(), if stuck => match permit {
-                Ok(permit) => outbox.send(permit),
-                Err(_) => return,
-            },
-            () = outbox.stuck.notified() => {}
+            // Whoever else has something for this node is likely to be ready to run too, and goes first.
+            () = outbox.filled.notified() => yield_now().await,
+            reserved = outbound.reserve(), if stuck => if reserved.is_err() { return },
             frame = inbound.recv(), if under_way.len() < FRAMES_IN_FLIGHT => {
                 let Some(frame) = frame else { return };
                 match Up::decode(frame) {
@@ -293,7 +300,7 @@ async fn end(
 }
 
 /// Passes the answers on. Returns false if the node must send the finishes again, to whoever leads then.
-fn acknowledge(leader: &Leader, link: LinkId, ended: Ended) -> bool {
+fn acknowledge(leader: &Leader, outbox: &Outbox, ended: Ended) -> bool {
     let Ended { finishes, answer } = ended;
     let replies = match answer {
         Ok(replies) => replies.into_iter().map(|reply| reply.map_err(Error::from)).collect::<Vec<_>>(),
@@ -304,19 +311,18 @@ fn acknowledge(leader: &Leader, link: LinkId, ended: Ended) -> bool {
             return false;
         }
     };
-    leader.with_book(|book, posts| {
-        let down = posts.entry(link).or_default();
-        for ((ending, _), reply) in endings(&finishes).zip(replies) {
-            match reply {
-                Ok(Reply::Failed { .. }) => leader.metrics.attempt_failed(),
-                Ok(_) => {}
-                Err(_) => book.roster.reopen(ending.task, ending.token),
-            }
-            let ack = Some(finish_ack(ending.seq, reply));
-            let token = Some(wire::token_to_wire(ending.token));
-            down.acks.push(SessionAck { session: ending.session.0, ack, token });
+    let mut acks = Vec::with_capacity(finishes.len());
+    for ((ending, _), reply) in endings(&finishes).zip(replies) {
+        match reply {
+            Ok(Reply::Failed { .. }) => leader.metrics.attempt_failed(),
+            Ok(_) => {}
+            Err(_) => leader.with_book(|book, _| book.roster.reopen(ending.task, ending.token)),
         }
-    });
+        let ack = Some(finish_ack(ending.seq, reply));
+        let token = Some(wire::token_to_wire(ending.token));
+        acks.push(SessionAck { session: ending.session.0, ack, token });
+    }
+    outbox.add(Down { acks, ..Down::default() });
     true
 }
 

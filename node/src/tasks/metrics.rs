@@ -24,8 +24,10 @@ pub(super) struct TaskMetrics {
 impl TaskMetrics {
     /// Registers the collectors.
     pub(super) fn new(registry: &Registry) -> prometheus::Result<TaskMetrics> {
-        let buckets =
-            vec![0.001, 0.002, 0.004, 0.006, 0.008, 0.012, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 4.0, 16.0, 64.0, 256.0];
+        let buckets = vec![
+            0.001, 0.002, 0.004, 0.006, 0.008, 0.012, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 4.0, 16.0, 64.0,
+            256.0,
+        ];
         let histogram = |name: &str, help: &str| {
             registered(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.clone())))
         };
@@ -46,7 +48,10 @@ impl TaskMetrics {
                 "quorate_task_dispatch_seconds",
                 "Time from a task's enqueue until its first grant is sent to an agent.",
             )?,
-            cycle_seconds: histogram("quorate_task_cycle_seconds", "Time from a task's enqueue until it is completed.")?,
+            cycle_seconds: histogram(
+                "quorate_task_cycle_seconds",
+                "Time from a task's enqueue until it is completed.",
+            )?,
             sessions: registered(registry, IntGauge::new("quorate_sessions", "Sessions of agents, at the leader."))?,
             sessions_expired: counter(
                 "quorate_sessions_expired_total",
@@ -55,7 +60,10 @@ impl TaskMetrics {
             queue_ready: registered(
                 registry,
                 IntGaugeVec::new(
-                    Opts::new("quorate_queue_ready", "Ready tasks of a queue, at the leader, for the first queues only."),
+                    Opts::new(
+                        "quorate_queue_ready",
+                        "Ready tasks of a queue, at the leader, for the first queues only.",
+                    ),
                     &["queue"],
                 ),
             )?,
@@ -110,7 +118,10 @@ impl TaskMetrics {
     }
 }
 
-fn registered<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> prometheus::Result<C> {
+fn registered<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    made: prometheus::Result<C>,
+) -> prometheus::Result<C> {
     let collector = made?;
     registry.register(Box::new(collector.clone()))?;
     Ok(collector)

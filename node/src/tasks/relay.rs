@@ -24,12 +24,15 @@ use quorate_raft::NodeId;
 use quorate_state::Token;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 use v1::work_response::Frame;
 
-use super::frames::{Attach, Attached, Beat, Down, Gathered as _, Gone, Place, SessionAck, SessionFinish, SessionGrant, Up};
+use super::frames::{
+    Attach, Attached, Beat, Down, Gathered as _, Gone, Place, SessionAck, SessionFinish, SessionGrant, Up,
+};
 use super::leader::Leader;
 use super::{link, wire};
 use crate::context::Context;
@@ -112,7 +115,10 @@ struct Relay {
 }
 
 /// Starts the relay. It ends when the node stops.
-pub(super) fn start(context: Context, leader: watch::Receiver<Option<Arc<Leader>>>) -> (mpsc::Sender<Word>, BoxFuture<'static, ()>) {
+pub(super) fn start(
+    context: Context,
+    leader: watch::Receiver<Option<Arc<Leader>>>,
+) -> (mpsc::Sender<Word>, BoxFuture<'static, ()>) {
     let (sender, words) = mpsc::channel(WORDS);
     let relay = Relay {
         context,
@@ -160,7 +166,8 @@ impl Relay {
                 Happened::Stopped | Happened::Word(None) => return,
                 Happened::Word(Some(word)) => {
                     self.listen(word);
-                    // What else waits goes into the same frame.
+                    // What else waits goes into the same frame, and so does what other agents are about to say.
+                    yield_now().await;
                     for _ in 0..WORDS {
                         let Ok(word) = words.try_recv() else { break };
                         self.listen(word);
@@ -301,7 +308,9 @@ impl Relay {
 
     fn finish(&mut self, session: u64, attachment: u64, finishes: Vec<v1::Finish>) {
         let up = self.is_up();
-        let Some(local) = self.sessions.get_mut(&session).filter(|local| local.attachment == attachment) else { return };
+        let Some(local) = self.sessions.get_mut(&session).filter(|local| local.attachment == attachment) else {
+            return;
+        };
         let mut refused = Vec::new();
         for finish in finishes {
             if local.unacknowledged.len() >= UNACKNOWLEDGED {
@@ -370,7 +379,9 @@ impl Relay {
 
     fn attached(&mut self, attached: Attached) {
         let Attached { session, attachment, ttl_ms, lost } = attached;
-        let Some(local) = self.sessions.get_mut(&session).filter(|local| local.attachment == attachment) else { return };
+        let Some(local) = self.sessions.get_mut(&session).filter(|local| local.attachment == attachment) else {
+            return;
+        };
         let finished: Vec<Token> = local.unacknowledged.values().filter_map(finish_token).collect();
         let first = !std::mem::replace(&mut local.opened, true);
         let mut cancels = Vec::new();

@@ -487,6 +487,5 @@ impl Roster {
     }
 }
 
-
 #[cfg(test)]
 mod tests;

@@ -121,7 +121,8 @@ impl Tasks {
     async fn enqueue(&self, request: v1::EnqueueRequest, deadline: Instant) -> Result<v1::EnqueueResponse, Error> {
         let operation = enqueue::operation(&request)?;
         let tasks = request.tasks.len();
-        let reply = self.context.control.propose_anywhere(operation, deadline).await.map_err(|error| self.hint(error))??;
+        let reply =
+            self.context.control.propose_anywhere(operation, deadline).await.map_err(|error| self.hint(error))??;
         self.metrics.enqueued(tasks);
         enqueue::response(reply)
     }
@@ -139,9 +140,10 @@ impl Tasks {
     }
 
     fn view(&self, task: TaskId) -> Result<TaskView, Error> {
-        self.context.control.read(|state| state.task(task)).ok_or_else(|| {
-            Error::new(ErrorReason::TaskNotFound, format!("there is no task {task}")).with("task", task)
-        })
+        self.context
+            .control
+            .read(|state| state.task(task))
+            .ok_or_else(|| Error::new(ErrorReason::TaskNotFound, format!("there is no task {task}")).with("task", task))
     }
 
     fn contents(&self, view: &TaskView) -> Result<wire::Contents, Error> {
@@ -162,7 +164,9 @@ impl Tasks {
     /// A row of contents; empty when it is gone, as the payload of a completed task.
     fn row(&self, (table, key): (u8, Vec<u8>)) -> Result<Bytes, Error> {
         let row = self.context.control.row(table, &key);
-        Ok(row.map_err(|error| Error::internal(format!("cannot read the state database: {error}")))?.unwrap_or_default())
+        Ok(row
+            .map_err(|error| Error::internal(format!("cannot read the state database: {error}")))?
+            .unwrap_or_default())
     }
 
     async fn list(&self, request: v1::ListTasksRequest, deadline: Instant) -> Result<v1::ListTasksResponse, Error> {
@@ -188,7 +192,11 @@ impl Tasks {
     }
 
     /// Waits for the end of a task. A deadline that comes first gets the task as it is, a little before the call ends.
-    async fn wait(&self, request: v1::WaitTaskRequest, call_ends: Option<Instant>) -> Result<v1::WaitTaskResponse, Error> {
+    async fn wait(
+        &self,
+        request: v1::WaitTaskRequest,
+        call_ends: Option<Instant>,
+    ) -> Result<v1::WaitTaskResponse, Error> {
         let longest = u64::try_from(limits::WAIT_MAX.as_millis()).unwrap_or(u64::MAX);
         limits::check_range("timeout_ms", request.timeout_ms, 0, longest)?;
         let patience = match request.timeout_ms {
