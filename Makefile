@@ -58,6 +58,7 @@ verify: deps ## The read-only gate: format, clippy, tests, docs, deny.
 	cargo fmt --all --check
 	cd tests/sim && cargo fmt --all --check
 	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
+	cd tests/sim && CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-$(CURDIR)/target}/sim" cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc $(CARGO_FLAGS) --workspace --no-deps
 	$(MAKE) deny
 	$(MAKE) test

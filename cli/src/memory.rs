@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
-use quorate_client::{Client, Search as Query, v1 as api};
+use quorate_client::{Client, Search as Query, limits, v1 as api};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -15,6 +15,8 @@ use crate::output::Format;
 
 /// Points in one call to the cluster when a file is written.
 const BATCH: usize = 256;
+/// Bytes of them, about: large points travel in smaller batches, so that each call fits a message.
+const BATCH_BYTES: usize = limits::MESSAGE_BYTES / 2;
 
 /// Verbs on points.
 #[derive(Subcommand)]
@@ -142,7 +144,7 @@ async fn write(client: &Client, upsert: Upsert, output: Format) -> Result<ExitCo
         None => vec![one(&upsert)?],
     };
     let (mut written, mut refused, mut version) = (0_usize, Vec::new(), 0);
-    for batch in points.chunks(BATCH) {
+    for batch in batches(&points) {
         let response = client.upsert(&upsert.collection, batch.to_vec()).await?;
         for (point, outcome) in batch.iter().zip(response.outcomes) {
             match outcome.error {
@@ -161,6 +163,21 @@ async fn write(client: &Client, upsert: Upsert, output: Format) -> Result<ExitCo
     output.record(&record);
     refused.iter().take(10).for_each(|line| eprintln!("refused: {line}"));
     Ok(ExitCode::from(u8::from(!refused.is_empty())))
+}
+
+/// Cuts points into batches of at most [`BATCH`] points and about [`BATCH_BYTES`] bytes, in order.
+fn batches(points: &[api::PointInput]) -> impl Iterator<Item = &[api::PointInput]> {
+    let size = |point: &api::PointInput| 64 + point.id.len() + 4 * point.vector.len() + point.payload.len();
+    let (mut count, mut bytes) = (1, points.first().map_or(0, size));
+    points.chunk_by(move |_, next| {
+        count += 1;
+        bytes += size(next);
+        let fits = count <= BATCH && bytes <= BATCH_BYTES;
+        if !fits {
+            (count, bytes) = (1, size(next));
+        }
+        fits
+    })
 }
 
 fn one(upsert: &Upsert) -> Result<api::PointInput> {

@@ -116,6 +116,10 @@ pub async fn run(verb: Node, output: Format) -> Result<ExitCode> {
     }));
     tokio::select! {
         stopped = wait_for_stop(start.stop_with_stdin) => stopped?,
+        reason = node.failed() => {
+            node.shutdown().await;
+            anyhow::bail!("{reason}; mend or empty the disk, then start the node again");
+        }
         () = node.removed() => eprintln!("this node was removed from its cluster; start it on an empty data directory to join again"),
     }
     node.shutdown().await;

@@ -1,5 +1,8 @@
 //! What a command prints: data on standard output as a table or as JSON, everything else on standard error.
 
+use std::fmt::Display;
+use std::io::Write;
+
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::Value;
 
@@ -17,7 +20,7 @@ impl Format {
     /// Prints a list of records: a JSON array, or a table with one row a record and the given columns.
     pub fn list(self, records: &[Value], columns: &[&str]) {
         if self == Format::Json {
-            return println!("{}", Value::Array(records.to_vec()));
+            return print(&Value::Array(records.to_vec()));
         }
         let mut table = Table::new();
         table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
@@ -25,20 +28,30 @@ impl Format {
         for record in records {
             table.add_row(columns.iter().map(|column| cell(&record[*column])));
         }
-        println!("{table}");
+        print(&table);
     }
 
     /// Prints one record: a JSON object, or a table with one row a field.
     pub fn record(self, record: &Value) {
         if self == Format::Json {
-            return println!("{record}");
+            return print(record);
         }
         let mut table = Table::new();
         table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
         for (field, value) in record.as_object().into_iter().flatten() {
             table.add_row([field.replace('_', " "), cell(value)]);
         }
-        println!("{table}");
+        print(&table);
+    }
+}
+
+/// A reader that has gone, as in `quorate task list | head`, is no error.
+fn print(data: &impl Display) {
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = writeln!(out, "{data}").and_then(|()| out.flush())
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        eprintln!("error: standard output cannot be written: {error}");
     }
 }
 

@@ -167,6 +167,15 @@ async fn wait(client: &Client, id: u64, seconds: f64, output: Format) -> Result<
     Ok(ExitCode::from(u8::from(task.state() != api::TaskState::Completed)))
 }
 
+/// Whether a task is completed. One that the cluster does not know is not: whoever was told its id has lost it.
+pub(crate) async fn is_completed(client: &Client, id: u64) -> Result<bool> {
+    match client.get_task(id).await {
+        Ok(task) => Ok(task.state() == api::TaskState::Completed),
+        Err(error) if error.reason() == Some(api::ErrorReason::TaskNotFound) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Runs a verb on queues.
 pub async fn queues(verb: Queue, endpoints: &[String], output: Format) -> Result<ExitCode> {
     let Queue::List = verb;

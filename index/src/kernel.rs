@@ -11,21 +11,22 @@ const STEP: usize = 16;
 /// Call it once before anything else: on such a processor the first search would end the process.
 pub fn check_cpu() -> Result<(), Error> {
     #[cfg(all(target_arch = "x86_64", feature = "faiss"))]
-    {
-        let needed = [
-            ("AVX2", std::arch::is_x86_feature_detected!("avx2")),
-            ("FMA", std::arch::is_x86_feature_detected!("fma")),
-            ("F16C", std::arch::is_x86_feature_detected!("f16c")),
-            ("BMI2", std::arch::is_x86_feature_detected!("bmi2")),
-            ("LZCNT", std::arch::is_x86_feature_detected!("lzcnt")),
-            ("MOVBE", std::arch::is_x86_feature_detected!("movbe")),
-        ];
-        let missing: Vec<&str> = needed.iter().filter(|(_, present)| !present).map(|(name, _)| *name).collect();
-        if !missing.is_empty() {
-            return Err(Error::Cpu { missing: missing.join(", ") });
-        }
-    }
+    require(&[
+        ("AVX2", std::arch::is_x86_feature_detected!("avx2")),
+        ("FMA", std::arch::is_x86_feature_detected!("fma")),
+        ("F16C", std::arch::is_x86_feature_detected!("f16c")),
+        ("BMI2", std::arch::is_x86_feature_detected!("bmi2")),
+        ("LZCNT", std::arch::is_x86_feature_detected!("lzcnt")),
+        ("MOVBE", std::arch::is_x86_feature_detected!("movbe")),
+    ])?;
     Ok(())
+}
+
+/// Names what is missing of the instruction sets, each given with whether the processor has it.
+#[cfg(any(test, all(target_arch = "x86_64", feature = "faiss")))]
+fn require(needed: &[(&str, bool)]) -> Result<(), Error> {
+    let missing: Vec<&str> = needed.iter().filter(|(_, present)| !present).map(|(name, _)| *name).collect();
+    if missing.is_empty() { Ok(()) } else { Err(Error::Cpu { missing: missing.join(", ") }) }
 }
 
 /// The score of two stored vectors of one length: higher is nearer.
@@ -129,6 +130,16 @@ mod avx2 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_processor_is_refused_with_what_it_lacks_and_what_to_do() {
+        assert!(require(&[("AVX2", true), ("FMA", true)]).is_ok());
+        let refused = require(&[("AVX2", true), ("FMA", false), ("BMI2", true), ("MOVBE", false)]);
+        let message = refused.expect_err("two are missing").to_string();
+        assert!(message.starts_with("this processor lacks FMA, MOVBE: run on a machine of the x86-64-v3"), "{message}");
+        assert!(message.contains("without the feature `faiss`"), "{message}");
+        assert!(!message.contains("AVX2") && !message.contains("BMI2"), "{message}");
+    }
 
     #[test]
     fn both_kernels_agree_with_wide_arithmetic() {

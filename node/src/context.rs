@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use quorate_raft::{Groups, NodeId};
+use quorate_raft::{Group, Groups, NodeId};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -35,4 +36,22 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// Cancelled when the node begins to stop.
     pub shutdown: CancellationToken,
+    /// Says why the node must not go on, once a group here has stopped by a fault.
+    pub fault: watch::Sender<Option<String>>,
+}
+
+impl Context {
+    /// Watches a group: if it ends while `wanted` says that it should run, its machine or its disk had a fault, and a
+    /// node with a dead replica must not look alive.
+    pub(crate) fn watch_group(&self, group: Group, wanted: impl Fn() -> bool + Send + 'static) {
+        let (shutdown, fault) = (self.shutdown.clone(), self.fault.clone());
+        tokio::spawn(async move {
+            group.stopped().await;
+            if wanted() && !shutdown.is_cancelled() {
+                let reason = format!("the replica of {} on this node has stopped by a fault; the log says which", group.id());
+                tracing::error!(group = %group.id(), "{reason}");
+                fault.send_replace(Some(reason));
+            }
+        });
+    }
 }

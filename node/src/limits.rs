@@ -27,3 +27,6 @@ const _: () = assert!(MATCHER_ROOM < ENTRY_OPERATIONS);
 const _: () = assert!(ENTRY_OPERATIONS <= QUEUED_OPERATIONS);
 const _: () = assert!(quorate_api::limits::MESSAGE_BYTES <= QUEUED_BYTES);
 const _: () = assert!(quorate_api::limits::BATCH_TASKS <= ENTRY_OPERATIONS);
+// What passes the public limits must not be refused by the state.
+const _: () = assert!(quorate_api::limits::PAYLOAD_BYTES <= quorate_state::control::MAX_PAYLOAD_BYTES);
+const _: () = assert!(quorate_api::limits::PAYLOAD_BYTES <= quorate_state::control::MAX_RESULT_BYTES);

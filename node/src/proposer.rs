@@ -346,7 +346,19 @@ impl<C: Proposable> Flight<C> {
 
 type InFlight<C> = FuturesOrdered<BoxFuture<'static, (Flight<C>, Result<Committed, ProposeError>)>>;
 
+/// A leader whose proposer has died would go on leading and answer nobody. The process ends, and another node leads.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
 async fn run<C: Proposable>(shared: Arc<Shared<C>>) {
+    let _guard = AbortOnPanic;
     let mut leadership = shared.leadership.clone();
     while !shared.is_stopped() {
         let mine = leadership.borrow_and_update().mine;
@@ -372,7 +384,9 @@ async fn lead<C: Proposable>(shared: &Arc<Shared<C>>, leadership: &mut watch::Re
     loop {
         while in_flight.len() < ENTRIES_IN_FLIGHT {
             let Some((entry, flight)) = form(shared) else { break };
-            launch(shared, entry, flight, &mut in_flight).await;
+            if !launch(shared, entry, flight, &mut in_flight).await {
+                break;
+            }
         }
         tokio::select! {
             biased;
@@ -418,18 +432,34 @@ fn form<C: Proposable>(shared: &Shared<C>) -> Option<(Entry<C>, Flight<C>)> {
     Some((Entry { time, operations }, Flight { callers, matched, since: Instant::now() }))
 }
 
-/// Encodes the entry and gives it its place in the log.
-async fn launch<C: Proposable>(shared: &Shared<C>, entry: Entry<C>, flight: Flight<C>, in_flight: &mut InFlight<C>) {
+/// Encodes the entry and gives it its place in the log. Returns false if the group has stopped: a matcher would fill one
+/// entry after another for it, and the end of the leadership would never be seen.
+async fn launch<C: Proposable>(
+    shared: &Shared<C>,
+    entry: Entry<C>,
+    flight: Flight<C>,
+    in_flight: &mut InFlight<C>,
+) -> bool {
     let payload = match C::encode(&entry) {
         Ok(payload) => payload,
-        Err(error) => return flight.fail(&error),
+        Err(error) => {
+            flight.fail(&error);
+            return true;
+        }
     };
     drop(entry);
     if payload.len() > Group::MAX_PAYLOAD {
-        return flight.fail(&Error::too_large("the call", Group::MAX_PAYLOAD, payload.len()));
+        flight.fail(&Error::too_large("the call", Group::MAX_PAYLOAD, payload.len()));
+        return true;
     }
     match shared.group.submit(payload).await {
-        Ok(pending) => in_flight.push_back(Box::pin(async move { (flight, pending.await) })),
-        Err(error) => flight.fail(&error.into()),
+        Ok(pending) => {
+            in_flight.push_back(Box::pin(async move { (flight, pending.await) }));
+            true
+        }
+        Err(error) => {
+            flight.fail(&error.into());
+            false
+        }
     }
 }

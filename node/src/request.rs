@@ -16,15 +16,21 @@ const LONGEST_CALL: Duration = Duration::from_secs(3_600);
 /// The request id of a call; one that names none gets a new one, so that what this node sends twice takes effect once.
 ///
 /// # Errors
-/// `INVALID_ARGUMENT` if it is no UUID.
+/// `INVALID_ARGUMENT` if it is no UUID of version 7.
 pub fn request_id(id: &str) -> Result<RequestId, Error> {
     if id.is_empty() {
         return Ok(RequestId(Uuid::now_v7().as_u128()));
     }
-    let parsed = Uuid::try_parse(id).map_err(|_| {
-        Error::invalid("request_id", format!("`request_id` is no UUID: {:?}", id.chars().take(64).collect::<String>()))
-    })?;
-    Ok(RequestId(parsed.as_u128()))
+    let refused = |why: &str| {
+        let shown: String = id.chars().take(64).collect();
+        Error::invalid("request_id", format!("`request_id` is no {why}: {shown:?}"))
+    };
+    let parsed = RequestId(Uuid::try_parse(id).map_err(|_| refused("UUID"))?.as_u128());
+    // Only an id that says when it was minted can be refused once its reply is forgotten, instead of being run again.
+    if parsed.minted().is_none() {
+        return Err(refused("UUID of version 7"));
+    }
+    Ok(parsed)
 }
 
 /// When a call must be answered: what its client states, else the default.

@@ -141,6 +141,7 @@ impl Node {
             clock,
             metrics,
             shutdown: CancellationToken::new(),
+            fault: watch::Sender::new(None),
         };
         context.dispatch.on_call(kind::CONTROL_PROPOSE, Arc::new(context.control.proposals()));
         context.dispatch.on_call(kind::NODE_STATUS, Reports::new(context.clone()));
@@ -216,6 +217,15 @@ impl NodeHandle {
         let mut removed = self.node.removed.clone();
         if removed.wait_for(|removed| *removed).await.is_err() {
             std::future::pending::<()>().await;
+        }
+    }
+
+    /// Resolves with the reason when the node must not go on: a group here has stopped by a fault of its machine or disk.
+    pub async fn failed(&self) -> String {
+        let mut fault = self.node.context.fault.subscribe();
+        match fault.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            Err(_) => std::future::pending().await,
         }
     }
 

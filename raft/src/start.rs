@@ -53,6 +53,14 @@ pub(crate) async fn start(
     };
     let unusable = |reason: String| OpenError::Unusable { group, reason };
     let (adapter, applied) = Adapter::open(parts).await.map_err(|error: io::Error| unusable(error.to_string()))?;
+    let reached = *applied.position.borrow();
+    if let Some(purged) = reader.purged().filter(|purged| *purged > reached) {
+        // openraft notices this only where it knows of a later commit; else it would go on with an empty machine.
+        return Err(unusable(format!(
+            "its log is purged up to position {purged} and its state reaches only to {reached}: entries are gone. Do not \
+             start this replica: remove it and let the cluster place a new one"
+        )));
+    }
     let hurry = Arc::new(AtomicBool::new(false));
     let networks = Networks {
         group,

@@ -48,7 +48,7 @@ async fn each_bad_call_has_its_own_error() -> Result<()> {
     shell.refused(&["memory", "upsert", "docs", "--id", "a", "--vector", "[1,2,3,1e39]"], &["finite"]).await?;
     shell.refused(&["memory", "upsert", "nowhere", "--id", "a", "--vector", "[1]"], &["nowhere", "collection"]).await?;
     shell.refused(&["memory", "search", "nowhere", "--vector", "[1]"], &["nowhere", "collection"]).await?;
-    shell.refused(&["memory", "search", "docs", "--vector", "[1,2,3,4]", "-k", "0"], &["k"]).await?;
+    shell.refused(&["memory", "search", "docs", "--vector", "[1,2,3,4]", "-k", "0"], &["`k`", "1..=1000"]).await?;
     shell.refused(&["collection", "create", "docs", "--dimension", "4"], &["docs", "exists"]).await?;
     shell.refused(&["collection", "create", "huge", "--dimension", "4097"], &["4096"]).await?;
     shell.refused(&["collection", "create", "wide", "--dimension", "4", "--shards", "99"], &["shards", "8"]).await?;
@@ -131,6 +131,6 @@ async fn a_node_refuses_what_it_cannot_start_on() -> Result<()> {
 
     let second = TestCluster::start(1).await?;
     let shell = Shell { endpoint: second.cluster.nodes[0].endpoint() };
-    shell.refused(&["cluster", "join", &first.cluster.nodes[0].addresses.client], &["cluster"]).await?;
+    shell.refused(&["cluster", "join", &first.cluster.nodes[0].addresses.client], &["OTHER_CLUSTER"]).await?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! `quorate bench failover`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Args;
 use parking_lot::Mutex;
-use quorate_client::{Agent, AgentHandle, Client, NewTask, Output, v1 as api};
+use quorate_client::{Agent, AgentHandle, Client, NewTask, Output};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +16,7 @@ use super::figures::Latencies;
 use super::{Measured, Target};
 use crate::exit::Usage;
 use crate::output::Format;
+use crate::task::is_completed;
 
 const QUEUE: &str = "failover";
 const PRODUCERS: usize = 8;
@@ -57,7 +58,7 @@ impl Ledger {
 /// Runs the kills and prints the figures; fails if anything was lost or completed twice.
 pub(super) async fn run(bench: Failover, endpoints: &[String], output: Format) -> Result<ExitCode> {
     let Measured { client, spawned } = bench.target.reach(endpoints).await?;
-    let (mut cluster, _directory) = spawned.context(Usage("bench failover kills nodes: it needs --spawn 3".into()))?;
+    let (mut cluster, _directory) = spawned.ok_or_else(|| Usage("bench failover kills nodes: it needs --spawn 3".into()))?;
     let ledger = Arc::new(Mutex::new(Ledger::default()));
     let mut agents = Vec::new();
     for number in 0..AGENTS {
@@ -133,17 +134,23 @@ async fn resumed(ledger: &Mutex<Ledger>, before: usize) -> Result<()> {
 async fn drain(client: &Client, ledger: &Mutex<Ledger>) -> Result<usize> {
     let deadline = Instant::now() + DRAIN;
     let mut tick = tokio::time::interval(Duration::from_millis(200));
+    let mut found: HashSet<u64> = HashSet::new();
     loop {
         tick.tick().await;
+        let last = Instant::now() >= deadline;
         let unseen: Vec<u64> = {
             let ledger = ledger.lock();
-            ledger.acknowledged.iter().filter(|task| !ledger.completions.contains_key(task)).copied().collect()
+            let unseen = |task: &&u64| !ledger.completions.contains_key(task) && !found.contains(*task);
+            ledger.acknowledged.iter().filter(unseen).copied().collect()
         };
-        let mut missing = 0;
-        for task in unseen.into_iter().take(1_000) {
-            missing += usize::from(client.get_task(task).await?.state() != api::TaskState::Completed);
+        let mut missing = unseen.len();
+        for task in unseen.into_iter().take(if last { usize::MAX } else { 1_000 }) {
+            if is_completed(client, task).await? {
+                found.insert(task);
+                missing -= 1;
+            }
         }
-        if missing == 0 || Instant::now() >= deadline {
+        if missing == 0 || last {
             return Ok(missing);
         }
     }

@@ -13,7 +13,7 @@ use quorate_client::{Client, NewCollection, Search, v1 as api};
 use serde_json::{Value, json};
 
 use super::figures::Latencies;
-use super::{Measured, Target};
+use super::{Measured, Target, check_seconds};
 use crate::collection::Metric;
 use crate::dataset::{self, Matrix, Truth};
 use crate::exit::Usage;
@@ -67,7 +67,9 @@ pub(super) async fn run(bench: Memory, endpoints: &[String], output: Format) -> 
     ensure!(vectors.columns == queries.columns, Usage(format!("vectors have {} dimensions, queries {}", vectors.columns, queries.columns)));
     ensure!(truth.questions() == queries.rows(), Usage(format!("--truth has {} rows for {} queries", truth.questions(), queries.rows())));
     ensure!(truth.depth() >= bench.k as usize, Usage(format!("--truth knows {} neighbours, --k asks for {}", truth.depth(), bench.k)));
+    ensure!(vectors.rows() > 0 && queries.rows() > 0, Usage("--vectors and --queries have at least one row".into()));
     ensure!(bench.threads > 0, Usage("--threads is at least 1".into()));
+    check_seconds(bench.seconds)?;
     let measured = bench.target.reach(endpoints).await?;
     let figures = measure(&bench, &measured, vectors, queries, &truth).await?;
     if measured.spawned.is_none() {

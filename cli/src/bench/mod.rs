@@ -47,7 +47,10 @@ struct Measured {
 impl Target {
     async fn reach(&self, endpoints: &[String]) -> Result<Measured> {
         let Some(size) = self.spawn else {
-            return Ok(Measured { client: Client::connect(endpoints)?, spawned: None });
+            let client = Client::connect(endpoints)?;
+            // That nobody is there is an error, not a measurement of nothing.
+            client.cluster_status().await?;
+            return Ok(Measured { client, spawned: None });
         };
         ensure!((1..=9).contains(&size), Usage(format!("--spawn {size}: 1 to 9 nodes are possible on one machine")));
         let directory = tempfile::Builder::new().prefix("quorate-bench-").tempdir()?;
@@ -56,6 +59,12 @@ impl Target {
         let cluster = LocalCluster::start(launch, size).await?;
         Ok(Measured { client: cluster.client()?, spawned: Some((cluster, directory)) })
     }
+}
+
+/// Refuses a length of load that is none: more than nothing, at most a day.
+fn check_seconds(seconds: f64) -> Result<()> {
+    ensure!(seconds > 0.0 && seconds <= 86_400.0, Usage(format!("--seconds {seconds}: more than 0 and at most 86400 are possible")));
+    Ok(())
 }
 
 /// Runs a measurement.

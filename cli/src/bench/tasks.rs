@@ -13,8 +13,8 @@ use quorate_client::{Agent, AgentHandle, Client, NewTask, Output};
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::Target;
 use super::figures::Latencies;
+use super::{Target, check_seconds};
 use crate::exit::Usage;
 use crate::output::Format;
 
@@ -97,6 +97,8 @@ impl Ledger {
 pub(super) async fn run(load: Tasks, endpoints: &[String], output: Format) -> Result<ExitCode> {
     ensure!(load.payload >= 8, Usage("--payload is at least 8 bytes: the task's number is in it".into()));
     ensure!(load.producers > 0 && load.in_flight > 0, Usage("--producers and --in-flight are at least 1".into()));
+    ensure!(load.rate.is_none_or(|rate| (0.01..=1e7).contains(&rate)), Usage("--rate is between 0.01 and 10000000 a second".into()));
+    check_seconds(load.seconds)?;
     let measured = load.target.reach(endpoints).await?;
     let warm_up = Duration::from_secs(1);
     let ledger = Arc::new(Ledger {
@@ -212,11 +214,14 @@ async fn one(client: &Client, ledger: &Ledger, load: &Tasks, due: Instant, permi
     }
 }
 
-/// Lets what was enqueued be completed, so that the figures of the window are not of a cluster that is going down.
+/// Lets what was enqueued be completed, so that the figures of the window are not of a cluster that is going down. What is
+/// not completed in time is an error.
 async fn drain(ledger: &Ledger, agents: bool) {
     let deadline = Instant::now() + DRAIN;
     let mut tick = tokio::time::interval(Duration::from_millis(20));
-    while agents && Instant::now() < deadline && ledger.under_way.lock().iter().any(Option::is_some) {
+    let unfinished = || ledger.under_way.lock().iter().flatten().count() as u64;
+    while agents && Instant::now() < deadline && unfinished() > 0 {
         tick.tick().await;
     }
+    ledger.errors.fetch_add(unfinished(), Ordering::Relaxed);
 }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use parking_lot::Mutex;
-use quorate_client::{Client, v1 as api};
+use quorate_client::Client;
+
+use crate::task::is_completed;
 
 #[derive(Default)]
 pub(super) struct Ledger(Mutex<Entries>);
@@ -55,8 +57,7 @@ impl Ledger {
         let unseen: Vec<u64> = self.0.lock().tasks.iter().filter(|(_, times)| **times == 0).map(|(task, _)| *task).collect();
         let mut lost = 0;
         for id in unseen {
-            let task = client.get_task(id).await?;
-            if task.state() == api::TaskState::Completed {
+            if is_completed(client, id).await? {
                 self.0.lock().tasks.insert(id, 1);
             } else {
                 lost += 1;

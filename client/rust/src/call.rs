@@ -1,8 +1,8 @@
 //! One unary call: pick a node, send, follow hints, retry what is safe, until the deadline.
 //!
 //! Every mutation carries a request id and the same one on every try, so sending again is always safe. What must be
-//! kept apart is only what to say at the deadline: if no try can have been applied the call failed, else its outcome is
-//! unknown.
+//! kept apart is only what to say at the end, be it the deadline or a refusal: if no try can have been applied the call
+//! failed, else its outcome is unknown.
 
 use std::future::Future;
 use std::time::Duration;
@@ -184,7 +184,7 @@ impl Tries {
                 let step = self.backoff.next();
                 error.retry_after.map_or(step, |stated| stated + jittered(step))
             }
-            _ => return Err(Error::Refused(error)),
+            _ => return Err(self.refused_for_good(plan, error)),
         };
         self.refusal = Some(error);
         Ok(pause)
@@ -199,7 +199,7 @@ impl Tries {
         error: ApiError,
     ) -> Result<Duration, Error> {
         if !error.is_retryable() {
-            return Err(Error::Refused(error));
+            return Err(self.refused_for_good(plan, error));
         }
         self.maybe_applied = true;
         nodes.failed(&address);
@@ -208,6 +208,17 @@ impl Tries {
         }
         self.avoid = Some(address);
         Ok(self.another_node(nodes))
+    }
+
+    /// A refusal that no retry changes. It says nothing of an earlier try whose answer was lost: that one may have been
+    /// applied, or may still be, so a mutation is open then.
+    fn refused_for_good(&self, plan: &Plan, error: ApiError) -> Error {
+        match &plan.request_id {
+            Some(request_id) if self.maybe_applied => {
+                Error::OutcomeUnknown { request_id: request_id.clone(), last: self.last.clone() }
+            }
+            _ => Error::Refused(error),
+        }
     }
 
     fn at_the_deadline(&self, nodes: &Nodes, plan: &Plan) -> Error {

@@ -69,17 +69,32 @@ struct State {
     writer: Option<Waker>,
     /// The node has asked for a pause.
     paused: bool,
+    /// The stream of today has answered a call, so it takes calls.
+    answered: bool,
     pump_runs: bool,
     last: String,
 }
 
 struct Call {
     request: v1::EnqueueRequest,
-    answer: oneshot::Sender<Result<u64, ApiError>>,
+    answer: oneshot::Sender<Result<u64, Error>>,
     maybe_applied: bool,
     refusal: Option<ApiError>,
     /// When it was last put into a frame.
     sent_at: Option<Instant>,
+}
+
+impl Call {
+    /// Tells the caller of a refusal that no retry changes. It says nothing of an earlier try whose answer was lost.
+    fn refuse(self, error: ApiError) {
+        let error = if self.maybe_applied {
+            Error::OutcomeUnknown { request_id: self.request.request_id, last: error.message }
+        } else {
+            Error::Refused(error)
+        };
+        // The caller may have left; then nobody wants it.
+        let _ = self.answer.send(Err(error));
+    }
 }
 
 impl Enqueuer {
@@ -101,7 +116,7 @@ impl Enqueuer {
             let (ticket, answer) = self.queue.put(request.clone(), maybe_applied);
             self.start_pump();
             match timeout_at(deadline, answer).await {
-                Ok(Ok(outcome)) => return outcome.map_err(Error::Refused),
+                Ok(Ok(outcome)) => return outcome,
                 // The runtime that drove the stream was shut down. This one drives the next.
                 Ok(Err(_)) => maybe_applied = true,
                 Err(_) => return Err(self.at_the_deadline(&ticket, &request.request_id)),
@@ -163,7 +178,7 @@ impl Queue {
         &self,
         request: v1::EnqueueRequest,
         maybe_applied: bool,
-    ) -> (Ticket<'_>, oneshot::Receiver<Result<u64, ApiError>>) {
+    ) -> (Ticket<'_>, oneshot::Receiver<Result<u64, Error>>) {
         let (answer, receiver) = oneshot::channel();
         let mut state = self.state.lock();
         let seq = state.next_seq;
@@ -183,17 +198,20 @@ impl Queue {
         let mut state = self.state.lock();
         state.generation += 1;
         state.paused = false;
+        state.answered = false;
         Frames { queue: Arc::clone(self), generation: state.generation, gathered: false }
     }
 
-    /// The stream is over: what it did not answer waits again, in the old order.
-    fn end(&self, why: String) {
+    /// The stream is over: what it did not answer waits again, in the old order. A stream that was refused before it
+    /// answered anything took no call.
+    fn end(&self, why: String, refused: bool) {
         let mut state = self.state.lock();
         state.generation += 1;
         state.last = why;
+        let taken = !refused || state.answered;
         let mut lost = std::mem::take(&mut state.unanswered);
         for call in lost.values_mut() {
-            call.maybe_applied = true;
+            call.maybe_applied |= taken;
         }
         state.waiting.append(&mut lost);
         let writer = state.writer.take();
@@ -225,7 +243,7 @@ impl Queue {
     /// No node will take any call: tell all callers.
     fn refuse_all(&self, error: &ApiError) {
         for call in std::mem::take(&mut self.state.lock().waiting).into_values() {
-            let _ = call.answer.send(Err(error.clone()));
+            call.refuse(error.clone());
         }
     }
 
@@ -233,6 +251,7 @@ impl Queue {
     fn answer(&self, answers: Vec<v1::EnqueueAnswer>) -> Option<ApiError> {
         let mut again: Option<ApiError> = None;
         let mut state = self.state.lock();
+        state.answered = true;
         for answer in answers {
             let Some(mut call) = state.unanswered.remove(&answer.seq) else { continue };
             let outcome = match answer.outcome {
@@ -253,9 +272,10 @@ impl Queue {
                         again = Some(error);
                     }
                 }
-                outcome => {
+                Err(error) => call.refuse(error),
+                Ok(task) => {
                     // The caller may have left; then nobody wants it.
-                    let _ = call.answer.send(outcome);
+                    let _ = call.answer.send(Ok(task));
                 }
             }
         }
@@ -362,6 +382,8 @@ impl Pump {
             let address = self.nodes.pick(Route::Leader, avoid.as_ref());
             let end = self.stream(&address).await;
             avoid = Some(address);
+            let refused = matches!(end, End::Refused(_));
+            let mut for_all = None;
             let (why, pause) = match end {
                 End::Leads => {
                     hops += 1;
@@ -375,12 +397,12 @@ impl Pump {
                 }
                 End::Refused(error) => {
                     hops = hops.saturating_add(1);
+                    let why = error.message.clone();
                     if hops as usize >= self.nodes.count() {
-                        self.queue.end(error.message.clone());
-                        self.queue.refuse_all(&error);
+                        for_all = Some(error);
                         hops = 0;
                     }
-                    (error.message, Duration::ZERO)
+                    (why, Duration::ZERO)
                 }
                 End::Broke(why) => {
                     hops = 0;
@@ -389,7 +411,10 @@ impl Pump {
                 }
             };
             tracing::debug!(%why, ?pause, "the enqueue stream ended");
-            self.queue.end(why);
+            self.queue.end(why, refused);
+            if let Some(error) = for_all {
+                self.queue.refuse_all(&error);
+            }
             tokio::time::sleep(pause).await;
         }
     }

@@ -12,7 +12,8 @@ pub enum Error {
     /// The cluster refused the call. It took no effect.
     #[error(transparent)]
     Refused(#[from] ApiError),
-    /// The deadline passed, or the connection broke for good, after the call may have reached the cluster.
+    /// The deadline passed, the connection broke for good, or the call was refused, after an earlier try of it may have
+    /// been applied.
     #[error(
         "the outcome is unknown, it may have been applied ({last}); retry with the same request_id {request_id} \
          (`Client::retry_as`), or read before you write again"

@@ -131,6 +131,16 @@ impl Formation {
         if let Some(ours) = self.context.groups.identity().cluster.filter(|ours| *ours != theirs) {
             return Err(other_cluster(ours, theirs));
         }
+        let listed = found.nodes.iter().any(|node| node.node_id == self.context.node.to_string());
+        if self.context.groups.identity().cluster.is_some() && !listed {
+            return Err(Error::new(
+                ErrorReason::AlreadyInitialized,
+                format!(
+                    "this node was a member of cluster {theirs} and was removed; empty its data directory and start it \
+                     again to join as a new node"
+                ),
+            ));
+        }
         let own = own_record(&self.context);
         let request = AddMemberRequest {
             node_id: self.context.node.to_string(),
@@ -153,7 +163,16 @@ impl Formation {
     /// belongs to no cluster is what an init left that was cut off: it holds nothing.
     async fn start_as(&self, replica: ReplicaId) -> Result<(), Error> {
         let found = self.stored_replica().map_err(unusable)?;
-        if found.is_some_and(|found| found != replica) && self.context.groups.identity().cluster.is_none() {
+        let member = self.context.groups.identity().cluster.is_some();
+        if member && found.is_none() {
+            // The log is claimed before the cluster is adopted, so there was one, and others may count on its votes and
+            // entries: an empty log must never speak under the same replica id.
+            return Err(Error::internal(
+                "this node is a member and its Raft log is gone: it cannot join again under its old identity; remove \
+                 it with `quorate cluster leave`, empty its data directory and join it as a new node",
+            ));
+        }
+        if !member && found.is_some_and(|found| found != replica) {
             self.context.groups.destroy_group(GroupId::CONTROL).await.map_err(unusable)?;
         }
         self.start_control(replica).await.map(|_| ()).map_err(unusable)
@@ -163,6 +182,8 @@ impl Formation {
         let machine = self.context.control.machine();
         let group = self.context.groups.start_group(GroupId::CONTROL, replica, machine).await?;
         self.context.control.attach(group.clone());
+        let control = self.context.control.clone();
+        self.context.watch_group(group.clone(), move || control.group().is_some());
         Ok(group)
     }
 

@@ -20,7 +20,7 @@ const BARRIER_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Hosting {
     context: Context,
     host: Arc<dyn ShardHost>,
-    running: Mutex<BTreeMap<ShardId, ReplicaId>>,
+    running: Arc<Mutex<BTreeMap<ShardId, ReplicaId>>>,
 }
 
 /// What the shard map says about this node and one shard.
@@ -34,7 +34,7 @@ struct Placed {
 impl Hosting {
     /// Nothing runs yet.
     pub fn new(context: Context, host: Arc<dyn ShardHost>) -> Hosting {
-        Hosting { context, host, running: Mutex::default() }
+        Hosting { context, host, running: Arc::default() }
     }
 
     /// Starts the replicas that are stored here, before anything is known of the cluster. One that cannot be started does
@@ -149,6 +149,8 @@ impl Hosting {
         let groups = &self.context.groups;
         let group = groups.start_group_with(group_of(shard), replica, machine, GroupConfig { timers }).await?;
         self.running.lock().insert(shard, replica);
+        let running = self.running.clone();
+        self.context.watch_group(group.clone(), move || running.lock().get(&shard) == Some(&replica));
         self.host.started(shard, group).await;
         tracing::info!(%shard, replica, "serving a replica");
         Ok(())

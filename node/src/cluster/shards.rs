@@ -11,7 +11,7 @@ use quorate_state::{Operation, ShardId};
 use tokio::time::{Instant, timeout};
 
 use super::plan::{Step, is_caught_up, largest_odd, next_step, wanted_voters};
-use super::{in_raft, new_request};
+use super::{in_raft, new_request, report};
 use crate::context::Context;
 use crate::error::Error;
 use crate::limits::SHARD_REPLICAS;
@@ -65,8 +65,11 @@ impl Shards {
     async fn give_turn(&self, context: &Context, shard: ShardId, group: &Group) {
         let view = group.status();
         let Some(chosen) = turn(&view, shard).filter(|chosen| *chosen != group.replica()) else { return };
-        let reachable = is_caught_up(&view, chosen);
         self.settled.lock().remove(&shard);
+        // What a dead replica has matched stays near the end of a quiet log, and a leader that hands over takes no more
+        // writes until somebody is elected: ask the node itself.
+        let Some(member) = view.members.get(&chosen).filter(|_| is_caught_up(&view, chosen)) else { return };
+        let reachable = report::fetch(context, member.node).await.is_ok();
         if !reachable || !context.control.read(|control| control.shard(shard).is_some_and(is_settled)) {
             return;
         }

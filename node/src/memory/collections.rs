@@ -15,6 +15,8 @@ use crate::error::{Error, ErrorReason};
 
 /// How long a listing waits for the counts of a shard.
 const COUNT_WAIT: Duration = Duration::from_secs(1);
+/// How long the answer to a deletion waits for the shards.
+const DROP_WAIT: Duration = Duration::from_secs(2);
 
 impl Inner {
     /// Makes a collection, and answers when each of its shards knows it.
@@ -30,12 +32,14 @@ impl Inner {
         let metric = validate::metric(request.metric());
         let command = Command::CreateCollection { name: request.name, dimension: request.dimension, metric, shards };
         let record = self.change(id, command, deadline).await?;
-        self.delivered(&record, deadline).await?;
+        self.delivered(&record, deadline).await.map_err(|pending| not_delivered(&record, &pending))?;
         Ok(v1::CreateCollectionResponse { collection: Some(describe(&record, &BTreeMap::new())) })
     }
 
-    /// Deletes a collection. Its name is free and its points are gone for readers at once; the shards drop them as the
-    /// outbox reaches them, so an unreachable shard does not hold up the answer.
+    /// Deletes a collection, and answers when each of its shards has dropped it: then its points are gone for readers at
+    /// any node, but for weaker reads of a replica that is behind. A shard that cannot be reached holds up the answer for
+    /// [`DROP_WAIT`] at most; until the outbox reaches it, a node that has not heard of the deleting may still find points
+    /// there. The name is free in any case.
     pub(super) async fn drop_collection(
         &self,
         request: v1::DeleteCollectionRequest,
@@ -43,7 +47,13 @@ impl Inner {
         deadline: Instant,
     ) -> Result<v1::DeleteCollectionResponse, Error> {
         self.initialized()?;
-        self.change(id, Command::DeleteCollection { name: request.name }, deadline).await?;
+        let record = self.change(id, Command::DeleteCollection { name: request.name }, deadline).await?;
+        // What is recorded is done, so the answer must come well before the caller gives up.
+        let now = Instant::now();
+        let end = now + (deadline.saturating_duration_since(now) / 2).min(DROP_WAIT);
+        if let Err(pending) = self.delivered(&record, end).await {
+            tracing::warn!(collection = %record.id, ?pending, "a deletion is answered before all shards were told");
+        }
         Ok(v1::DeleteCollectionResponse {})
     }
 
@@ -93,6 +103,22 @@ impl Inner {
         })
     }
 
+    /// Runs `call` on the collection of that name, and once more if it was deleted and perhaps made anew since this node
+    /// looked. `call` answers `STALE_ROUTE` for that, and only if it has done nothing.
+    pub(super) async fn on_collection<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        name: &str,
+        deadline: Instant,
+        call: impl Fn(CollectionRecord) -> F,
+    ) -> Result<T, Error> {
+        match call(self.collection(name, deadline).await?).await {
+            Err(error) if error.reason == ErrorReason::StaleRoute => {
+                call(self.collection(name, deadline).await?).await
+            }
+            answer => answer,
+        }
+    }
+
     async fn change(&self, id: RequestId, command: Command, deadline: Instant) -> Result<CollectionRecord, Error> {
         let operation = Operation { request: Some(id), command };
         match self.context.control.propose_anywhere(operation, deadline).await?? {
@@ -101,8 +127,8 @@ impl Inner {
         }
     }
 
-    /// Waits until no shard is left to be told of the collection.
-    async fn delivered(&self, record: &CollectionRecord, deadline: Instant) -> Result<(), Error> {
+    /// Waits until no shard is left to be told of the making or deleting of the collection. Fails with those that are.
+    async fn delivered(&self, record: &CollectionRecord, deadline: Instant) -> Result<(), Vec<ShardId>> {
         let mut changes = self.context.control.changes();
         loop {
             let _ = changes.borrow_and_update();
@@ -111,19 +137,19 @@ impl Inner {
                 return Ok(());
             }
             if !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
-                return Err(not_delivered(record, &pending.unwrap_or_else(|| record.shards.clone())));
+                return Err(pending.unwrap_or_else(|| record.shards.clone()));
             }
         }
     }
 
-    /// The shards that do not know of the collection yet; `None` while this node itself does not.
+    /// The shards that have not confirmed it yet; `None` while this node itself does not.
     fn pending(&self, record: &CollectionRecord) -> Option<Vec<ShardId>> {
         self.context.control.read(|control| {
             if control.last_position() < quorate_state::Position(record.generation) {
                 return None;
             }
             let found = control.collection_by_id(record.id);
-            // Deleted meanwhile by someone else: it was made all the same.
+            // Deleted meanwhile by someone else: it was made all the same. A deleted one goes when all have confirmed.
             let found = found.filter(|found| found.generation == record.generation);
             Some(found.map(|found| found.pending.clone()).unwrap_or_default())
         })

@@ -63,7 +63,8 @@ impl Machine for ShardMachine {
     fn applied(&mut self, _at: LogPosition) {
         let changes = std::mem::take(&mut self.changes);
         // A replica that is closed has no indexes any more; they are opened from the rows when it comes back.
-        let open = self.replica.open.read();
+        // Read past a closing that waits: it waits for reads, and these may wait for this batch to be published.
+        let open = self.replica.open.read_recursive();
         if open.is_some() {
             changes.into_iter().for_each(|change| self.feed(change));
         }

@@ -53,6 +53,8 @@ pub(super) async fn run(inner: Arc<Inner>) {
             changed = changes.changed() => if changed.is_err() { return },
             Some(done) = deliveries.join_next() => match done {
                 Ok(key) => { under_way.remove(&key); }
+                // Ended by the clearing below, and not under way any more.
+                Err(error) if error.is_cancelled() => {}
                 Err(error) => {
                     tracing::error!(%error, "a delivery ended by a panic; all are begun anew");
                     deliveries.abort_all();

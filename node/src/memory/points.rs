@@ -9,9 +9,9 @@ use quorate_state::shard::{Command, PointWrite};
 use quorate_state::{Operation, RequestId, ShardId};
 use tokio::time::Instant;
 
-use super::wire::{Freshness, GetAnswer, GetCall, What, WriteAnswer};
+use super::wire::{Freshness, GetAnswer, GetCall, What, WriteAnswer, fitting};
 use super::{Inner, validate};
-use crate::error::Error;
+use crate::error::{Error, ErrorReason};
 
 /// A write to one shard has at most about this many bytes, well below the limit of an entry, so that a large batch does
 /// not hold up the writes of others.
@@ -31,20 +31,27 @@ impl Inner {
         id: RequestId,
         deadline: Instant,
     ) -> Result<v1::UpsertResponse, Error> {
-        let record = self.collection(&request.collection, deadline).await?;
-        validate::points(&record, &request.points)?;
+        self.on_collection(&request.collection, deadline, |record| self.put(record, &request.points, id, deadline)).await
+    }
+
+    async fn put(
+        &self,
+        record: CollectionRecord,
+        points: &[v1::PointInput],
+        id: RequestId,
+        deadline: Instant,
+    ) -> Result<v1::UpsertResponse, Error> {
+        validate::points(&record, points)?;
         let weight = |point: &v1::PointInput| 64 + point.id.len() + 4 * point.vector.len() + point.payload.len();
-        let parts = split(&record, request.points.iter().map(|point| (point.id.as_str(), weight(point))));
-        let mut points: Vec<Option<v1::PointInput>> = request.points.into_iter().map(Some).collect();
-        let count = points.len();
+        let parts = split(&record, points.iter().map(|point| (point.id.as_str(), weight(point))));
         let writes = parts.iter().enumerate().map(|(ordinal, part)| {
-            let points = part.places.iter().filter_map(|place| points[*place].take()).map(point_write).collect();
+            let points = part.places.iter().map(|place| point_write(&points[*place])).collect();
             let (collection, generation) = (record.id, record.generation);
             (part.shard, operation(id, ordinal, Command::Upsert { collection, generation, points }))
         });
         let answers = self.write_parts(writes.collect(), deadline).await;
-        self.metrics.upserted(count);
-        merge(count, &parts, answers)
+        self.metrics.upserted(points.len());
+        merge(points.len(), &parts, answers)
     }
 
     pub(super) async fn delete(
@@ -54,17 +61,24 @@ impl Inner {
         deadline: Instant,
     ) -> Result<v1::DeletePointsResponse, Error> {
         validate::ids(request.ids.iter().map(String::as_str), "ids")?;
-        let record = self.collection(&request.collection, deadline).await?;
-        let parts = split(&record, request.ids.iter().map(|id| (id.as_str(), 16 + id.len())));
+        self.on_collection(&request.collection, deadline, |record| self.take(record, &request.ids, id, deadline)).await
+    }
+
+    async fn take(
+        &self,
+        record: CollectionRecord,
+        wanted: &[String],
+        id: RequestId,
+        deadline: Instant,
+    ) -> Result<v1::DeletePointsResponse, Error> {
+        let parts = split(&record, wanted.iter().map(|id| (id.as_str(), 16 + id.len())));
         let writes = parts.iter().enumerate().map(|(ordinal, part)| {
-            let ids = part.places.iter().map(|place| request.ids[*place].clone()).collect();
+            let ids = part.places.iter().map(|place| wanted[*place].clone()).collect();
             let (collection, generation) = (record.id, record.generation);
             (part.shard, operation(id, ordinal, Command::Delete { collection, generation, ids }))
         });
         let answers = self.write_parts(writes.collect(), deadline).await;
-        // The answer has no place for what became of each id, so a part that failed fails the call; asked again with the
-        // same request id, the parts that went through answer as they did.
-        let answers: Vec<WriteAnswer> = answers.into_iter().collect::<Result<_, _>>()?;
+        let answers = all(answers)?;
         let deleted = answers.iter().flat_map(|answer| &answer.existed).filter(|existed| **existed).count();
         let positions = positions(parts.iter().zip(&answers).map(|(part, answer)| (part.shard, answer.position)));
         Ok(v1::DeletePointsResponse { deleted: deleted as u64, positions })
@@ -76,7 +90,15 @@ impl Inner {
         deadline: Instant,
     ) -> Result<v1::GetPointsResponse, Error> {
         validate::ids(request.ids.iter().map(String::as_str), "ids")?;
-        let record = self.collection(&request.collection, deadline).await?;
+        self.on_collection(&request.collection, deadline, |record| self.look_up(record, &request, deadline)).await
+    }
+
+    async fn look_up(
+        &self,
+        record: CollectionRecord,
+        request: &v1::GetPointsRequest,
+        deadline: Instant,
+    ) -> Result<v1::GetPointsResponse, Error> {
         let parts = split(&record, request.ids.iter().map(|id| (id.as_str(), 0)));
         let calls = parts.iter().map(|part| {
             let call = GetCall {
@@ -94,7 +116,7 @@ impl Inner {
             .flat_map(|answer| answer.points)
             .map(|point| (point.id.clone(), point))
             .collect();
-        Ok(v1::GetPointsResponse { points: request.ids.iter().filter_map(|id| found.remove(id)).collect() })
+        fitting(v1::GetPointsResponse { points: request.ids.iter().filter_map(|id| found.remove(id)).collect() })
     }
 
     async fn write_parts(
@@ -118,8 +140,13 @@ fn part_request(id: RequestId, ordinal: usize) -> RequestId {
     RequestId(id.0 ^ ((ordinal as u128).wrapping_mul(0x9e37_79b9_7f4a_7c15) & RANDOM_BITS))
 }
 
-fn point_write(point: v1::PointInput) -> PointWrite {
-    PointWrite { id: point.id, vector: point.vector, payload: point.payload.to_vec(), expected: point.expected_version }
+fn point_write(point: &v1::PointInput) -> PointWrite {
+    PointWrite {
+        id: point.id.clone(),
+        vector: point.vector.clone(),
+        payload: point.payload.to_vec(),
+        expected: point.expected_version,
+    }
 }
 
 /// Cuts a batch of (id, bytes) into parts: by shard, and again where a part grows beyond [`PART_BYTES`]. Depends on nothing
@@ -142,11 +169,31 @@ fn split<'a>(record: &CollectionRecord, items: impl Iterator<Item = (&'a str, us
     full
 }
 
+/// The error that stands for all parts that failed: one that may have had an effect goes before those that had none.
+fn failure(answers: &[Result<WriteAnswer, Error>]) -> Option<&Error> {
+    let errors = || answers.iter().filter_map(|answer| answer.as_ref().err());
+    errors().find(|error| error.reason == ErrorReason::OutcomeUnknown).or_else(|| errors().next())
+}
+
+/// The answers of all parts, for a call whose answer has no place for what became of each: a part that failed fails the
+/// call, and beside parts that went through its outcome is unknown. Asked again with the same request id, those answer as
+/// they did.
+fn all(answers: Vec<Result<WriteAnswer, Error>>) -> Result<Vec<WriteAnswer>, Error> {
+    match failure(&answers) {
+        Some(error) if answers.iter().any(Result::is_ok) => {
+            let message = format!("a part of the call was done and another part failed ({})", error.message);
+            Err(Error { retry_after: error.retry_after, ..Error::new(ErrorReason::OutcomeUnknown, message) })
+        }
+        Some(error) => Err(error.clone()),
+        None => answers.into_iter().collect(),
+    }
+}
+
 /// Puts the outcomes of the parts in the order of the batch. The points of a part that failed carry its error; when no part
-/// went through, the error is that of the call.
+/// went through, the call fails.
 fn merge(count: usize, parts: &[Part], answers: Vec<Result<WriteAnswer, Error>>) -> Result<v1::UpsertResponse, Error> {
     if answers.iter().all(Result::is_err)
-        && let Some(Err(error)) = answers.first()
+        && let Some(error) = failure(&answers)
     {
         return Err(error.clone());
     }
@@ -195,7 +242,6 @@ mod tests {
     use quorate_state::control::CollectionState;
 
     use super::*;
-    use crate::error::ErrorReason;
 
     fn record(shards: u32) -> CollectionRecord {
         CollectionRecord {
@@ -282,6 +328,23 @@ mod tests {
         let parts = [Part { shard: ShardId(1), places: vec![0] }];
         let error = merge(1, &parts, vec![Err(Error::no_leader())]).expect_err("an error");
         assert_eq!(error.reason, ErrorReason::NoLeader);
+    }
+
+    #[test]
+    fn a_part_whose_outcome_is_unknown_is_not_hidden_by_one_that_did_nothing() {
+        let parts = [1, 2, 3].map(|shard| Part { shard: ShardId(shard), places: vec![shard as usize - 1] });
+        let answers = || vec![Err(Error::no_leader()), Err(Error::unknown()), Err(Error::no_leader())];
+        assert_eq!(merge(3, &parts, answers()).expect_err("an error").reason, ErrorReason::OutcomeUnknown);
+        assert_eq!(all(answers()).expect_err("an error").reason, ErrorReason::OutcomeUnknown);
+    }
+
+    #[test]
+    fn a_call_of_which_a_part_was_done_does_not_fail_as_if_nothing_was() {
+        let shed = Error::overloaded(std::time::Duration::from_millis(70));
+        let error = all(vec![Ok(answer(7, &[])), Err(shed.clone())]).expect_err("a part failed");
+        assert_eq!((error.reason, error.retry_after), (ErrorReason::OutcomeUnknown, shed.retry_after));
+        assert_eq!(all(vec![Err(shed.clone()), Err(Error::no_leader())]), Err(shed), "nothing was done");
+        assert_eq!(all(vec![Ok(answer(7, &[])), Ok(answer(9, &[]))]), Ok(vec![answer(7, &[]), answer(9, &[])]));
     }
 
     #[test]

@@ -30,7 +30,7 @@ use quorate_state::shard::{CollectionView, POINTS, PointRow, Shard, decode_point
 use quorate_state::{CollectionId, ShardId};
 
 use super::batches::Batches;
-use super::wire::{CollectionStats, GetCall, SearchCall};
+use super::wire::{CollectionStats, Filled, GetCall, SearchCall};
 use crate::error::{Error, ErrorReason};
 
 /// How often a read tries beside the batches before it holds one up.
@@ -176,16 +176,19 @@ impl Replica {
         let stored =
             fetch(store, collection, wanted.iter().map(|(row, _)| *row)).map_err(|error| self.unreadable(&error))?;
         let mut points = Vec::with_capacity(wanted.len());
+        let mut filled = Filled::default();
         for ((row, unwritten), stored) in wanted.into_iter().zip(stored) {
             // Neither applied just now nor stored: it was replaced since the state was asked.
             let Some(bytes) = unwritten.or(stored) else { return Ok(None) };
             let point = self.decode(&bytes)?;
-            points.push(v1::Point {
+            let point = v1::Point {
                 id: point.id.to_owned(),
                 version: row,
                 vector: if call.with_vector { point.vector() } else { Vec::new() },
                 payload: Bytes::copy_from_slice(point.payload),
-            });
+            };
+            filled.add(&point)?;
+            points.push(point);
         }
         Ok(Some(points))
     }
@@ -199,16 +202,19 @@ impl Replica {
         let stored = fetch(store, collection, neighbours.iter().map(|neighbour| neighbour.row))
             .map_err(|error| self.unreadable(&error))?;
         let mut hits = Vec::with_capacity(neighbours.len());
+        let mut filled = Filled::default();
         for (neighbour, bytes) in neighbours.iter().zip(stored) {
             let Some(bytes) = bytes else { return Ok(None) };
             let point = self.decode(&bytes)?;
-            hits.push(v1::Hit {
+            let hit = v1::Hit {
                 id: point.id.to_owned(),
                 score: neighbour.score,
                 version: neighbour.row,
                 payload: if call.with_payload { Bytes::copy_from_slice(point.payload) } else { Bytes::new() },
                 vector: if call.with_vector { point.vector() } else { Vec::new() },
-            });
+            };
+            filled.add(&hit)?;
+            hits.push(hit);
         }
         Ok(Some(hits))
     }

@@ -10,9 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message;
 use quorate_raft::NodeId;
-use quorate_state::control::{Control, ReplicaState};
+use quorate_state::control::{CollectionState, Control, ReplicaState};
 use quorate_state::shard::Command;
-use quorate_state::{Operation, ShardId, codec};
+use quorate_state::{CollectionId, Operation, ShardId, codec};
 use tokio::time::{Instant, timeout_at};
 
 use super::Inner;
@@ -35,18 +35,29 @@ enum Target {
     Nowhere,
 }
 
+/// The collection that a call means: its number and the generation of its making.
+type Meant = (CollectionId, u64);
+
 /// The attempts at one call.
 struct Attempts {
+    is_write: bool,
     deadline: Instant,
     backoff: Duration,
     last: Option<Error>,
-    /// Whether an attempt may have had an effect.
+    /// Whether an attempt at a write may have had an effect.
     uncertain: bool,
+    /// Whether control was asked if the route is stale.
+    asked_control: bool,
 }
 
 impl Attempts {
-    fn until(deadline: Instant) -> Attempts {
-        Attempts { deadline, backoff: BACKOFF_MIN, last: None, uncertain: false }
+    fn at_write(deadline: Instant) -> Attempts {
+        let backoff = BACKOFF_MIN;
+        Attempts { is_write: true, deadline, backoff, last: None, uncertain: false, asked_control: false }
+    }
+
+    fn at_read(deadline: Instant) -> Attempts {
+        Attempts { is_write: false, ..Attempts::at_write(deadline) }
     }
 
     /// The end of the attempt that begins now.
@@ -54,14 +65,28 @@ impl Attempts {
         self.deadline.min(Instant::now() + ATTEMPT)
     }
 
-    /// Takes note of a failure. Returns it if no other attempt can help.
+    /// Takes note of a failure. Returns what to answer if no other attempt can help.
     fn note(&mut self, error: Error) -> Result<(), Error> {
-        if !may_pass(error.reason) {
-            return Err(error);
+        // A write that was applied and whose answer is damaged ends as INTERNAL too.
+        self.uncertain |=
+            self.is_write && matches!(error.reason, ErrorReason::OutcomeUnknown | ErrorReason::Internal);
+        // A replica whose rows or index are damaged does not speak for the others.
+        let another_replica = !self.is_write && error.reason == ErrorReason::Internal;
+        if !another_replica && !may_pass(error.reason) {
+            return Err(self.last_word(error));
         }
-        self.uncertain |= error.reason == ErrorReason::OutcomeUnknown;
         self.last = Some(error);
         Ok(())
+    }
+
+    /// What to answer when an attempt ended with `error` and there is no other: a refusal says that nothing was done only
+    /// if no attempt before it may have done something.
+    fn last_word(&self, error: Error) -> Error {
+        if !self.uncertain {
+            return error;
+        }
+        let message = format!("an attempt at the write was not confirmed, and the last one failed ({})", error.message);
+        Error { retry_after: error.retry_after, ..Error::new(ErrorReason::OutcomeUnknown, message) }
     }
 
     /// How long to wait before the next attempt; nothing when that would be past the deadline.
@@ -73,7 +98,11 @@ impl Attempts {
 
     /// What to answer when no time is left.
     fn failure(self, shard: ShardId) -> Error {
-        let why = self.last.map_or_else(|| "no time was left to ask a replica".to_owned(), |error| error.message);
+        let why = match self.last {
+            Some(error) if error.reason == ErrorReason::Internal && !self.uncertain => return error,
+            Some(error) => error.message,
+            None => "no time was left to ask a replica".to_owned(),
+        };
         if self.uncertain {
             let message = format!(
                 "shard {} did not confirm the write in time, it may have been applied or not; retry with the same \
@@ -83,6 +112,25 @@ impl Attempts {
             return Error::new(ErrorReason::OutcomeUnknown, message).with("shard", shard.0);
         }
         unavailable(shard, &why)
+    }
+}
+
+/// The collection that a command is for, if it can be refused for meaning one that is not there.
+fn written_to(command: &Command) -> Option<Meant> {
+    match command {
+        Command::Upsert { collection, generation, .. } | Command::Delete { collection, generation, .. } => {
+            Some((*collection, *generation))
+        }
+        Command::PutCollection { .. } | Command::DropCollection { .. } => None,
+    }
+}
+
+/// The same for a read.
+fn read_from(what: &What) -> Option<Meant> {
+    match what {
+        What::Get(call) => Some((CollectionId(call.collection), call.generation)),
+        What::Search(call) => Some((CollectionId(call.collection), call.generation)),
+        What::Write(_) | What::Stats(_) => None,
     }
 }
 
@@ -108,7 +156,8 @@ fn may_pass(reason: ErrorReason) -> bool {
 
 impl Inner {
     /// Has `operation` proposed by the shard's leader and answers what it came to. The operation must be safe to be
-    /// proposed twice: it carries a request id, or it is idempotent by itself.
+    /// proposed twice: it carries a request id, or it is idempotent by itself. `STALE_ROUTE` means that nothing was done
+    /// and that this node knows by now that the collection is gone.
     pub(super) async fn write(
         &self,
         shard: ShardId,
@@ -116,7 +165,8 @@ impl Inner {
         deadline: Instant,
     ) -> Result<WriteAnswer, Error> {
         let mut encoded: Option<Bytes> = None;
-        let mut attempts = Attempts::until(deadline);
+        let meant = written_to(&operation.command);
+        let mut attempts = Attempts::at_write(deadline);
         let mut hinted = false;
         loop {
             let end = attempts.end();
@@ -145,7 +195,7 @@ impl Inner {
                 Err(error) => {
                     // A hint is followed at once, unless it only follows another: two nodes may name each other.
                     hinted = self.learn(shard, &error) && !hinted;
-                    attempts.note(error)?;
+                    self.note(&mut attempts, meant, error).await?;
                     let Some(pause) = attempts.pause(Instant::now()) else { return Err(attempts.failure(shard)) };
                     if !hinted {
                         self.wait_for_leader(shard, pause).await;
@@ -155,17 +205,21 @@ impl Inner {
         }
     }
 
-    /// Asks a replica of the shard, this node's own first, until one answers.
+    /// Asks a replica of the shard, this node's own first, until one answers. `STALE_ROUTE` is as for a write, and
+    /// `INTERNAL` means that every replica is damaged, or the last that was asked in time.
     pub(super) async fn ask<A: Message + Default>(
         &self,
         shard: ShardId,
         what: &What,
         deadline: Instant,
     ) -> Result<A, Error> {
-        let mut attempts = Attempts::until(deadline);
+        let meant = read_from(what);
+        let mut attempts = Attempts::at_read(deadline);
         loop {
-            for node in self.readers(shard) {
-                let end = attempts.end();
+            let readers = self.readers(shard);
+            let mut damaged = 0;
+            for node in &readers {
+                let (node, end) = (*node, attempts.end());
                 let outcome = if node == self.context.node {
                     timeout_at(end, self.answer_here(shard, what.clone(), end))
                         .await
@@ -176,17 +230,47 @@ impl Inner {
                 };
                 match outcome {
                     Ok(answer) => return Ok(answer),
-                    Err(error) => attempts.note(error)?,
+                    Err(error) => {
+                        damaged += usize::from(error.reason == ErrorReason::Internal);
+                        self.note(&mut attempts, meant, error).await?;
+                    }
                 }
                 if Instant::now() >= deadline {
                     break;
                 }
             }
-            // A read has no effect, so no outcome of it is uncertain.
-            attempts.uncertain = false;
+            if damaged > 0 && damaged == readers.len() {
+                return Err(attempts.failure(shard));
+            }
             let Some(pause) = attempts.pause(Instant::now()) else { return Err(attempts.failure(shard)) };
             self.wait_for_leader(shard, pause).await;
         }
+    }
+
+    /// Takes note of a failed attempt. Returns what to answer if no other can help.
+    async fn note(&self, attempts: &mut Attempts, meant: Option<Meant>, error: Error) -> Result<(), Error> {
+        if let Some(meant) = meant.filter(|_| error.reason == ErrorReason::StaleRoute)
+            && self.is_gone(meant, attempts).await
+        {
+            return Err(attempts.last_word(error));
+        }
+        attempts.note(error)
+    }
+
+    /// A shard does not have the collection: whether that is so because it is deleted. Else the replica is behind, and
+    /// will have it. What this node knows may be old, so control is asked, once for a call.
+    async fn is_gone(&self, (id, generation): Meant, attempts: &mut Attempts) -> bool {
+        let control = &self.context.control;
+        if !std::mem::replace(&mut attempts.asked_control, true) {
+            let left = attempts.end().saturating_duration_since(Instant::now());
+            if let Err(error) = control.read_barrier(left).await {
+                tracing::debug!(%error, "whether a collection is gone is told by what this node knows");
+            }
+        }
+        control.read(|control| {
+            let found = control.collection_by_id(id).filter(|found| found.state != CollectionState::Deleting);
+            found.is_none_or(|found| found.generation != generation)
+        })
     }
 
     /// Sends one call to one node.
@@ -292,13 +376,13 @@ mod tests {
     #[test]
     fn a_failure_at_the_deadline_says_whether_the_write_may_have_been_applied() {
         let shard = ShardId(4);
-        let mut attempts = Attempts::until(Instant::now() + Duration::from_secs(1));
+        let mut attempts = Attempts::at_write(Instant::now() + Duration::from_secs(1));
         attempts.note(Error::no_leader()).expect("another attempt may help");
         let error = attempts.failure(shard);
         assert_eq!(error.reason, ErrorReason::ShardUnavailable);
         assert_eq!(error.metadata["shard"], "4");
 
-        let mut attempts = Attempts::until(Instant::now() + Duration::from_secs(1));
+        let mut attempts = Attempts::at_write(Instant::now() + Duration::from_secs(1));
         attempts.note(Error::unknown()).expect("another attempt may help");
         attempts.note(Error::no_leader()).expect("another attempt may help");
         assert_eq!(attempts.failure(shard).reason, ErrorReason::OutcomeUnknown);
@@ -308,7 +392,7 @@ mod tests {
     fn attempts_pause_longer_each_time_and_end_before_the_deadline() {
         let mut now = Instant::now();
         let deadline = now + Duration::from_millis(800);
-        let mut attempts = Attempts::until(deadline);
+        let mut attempts = Attempts::at_write(deadline);
         let mut pauses = Vec::new();
         while let Some(pause) = attempts.pause(now) {
             pauses.push(pause);
@@ -320,9 +404,43 @@ mod tests {
 
     #[test]
     fn a_refusal_that_no_other_node_can_lift_ends_the_attempts() {
-        let mut attempts = Attempts::until(Instant::now());
+        let mut attempts = Attempts::at_write(Instant::now());
         let refusal = Error::invalid("vector", "planted");
         assert_eq!(attempts.note(refusal.clone()), Err(refusal));
         assert!(!may_pass(ErrorReason::Overloaded), "shedding must reach the caller");
+    }
+
+    #[test]
+    fn a_refusal_after_an_attempt_without_an_answer_does_not_say_that_nothing_was_done() {
+        let shed = Error::overloaded(Duration::from_millis(70));
+        let refusals = [shed.clone(), Error::internal("planted"), Error::new(ErrorReason::RequestExpired, "planted")];
+        for refusal in refusals {
+            let mut attempts = Attempts::at_write(Instant::now());
+            attempts.note(Error::unknown()).expect("another attempt may help");
+            let error = attempts.note(refusal.clone()).expect_err("no other attempt helps");
+            assert_eq!((error.reason, error.retry_after), (ErrorReason::OutcomeUnknown, refusal.retry_after));
+        }
+        let mut attempts = Attempts::at_write(Instant::now());
+        attempts.note(Error::no_leader()).expect("another attempt may help");
+        assert_eq!(attempts.note(shed.clone()), Err(shed), "nothing was proposed");
+    }
+
+    #[test]
+    fn a_write_whose_answer_is_damaged_may_have_been_applied() {
+        let mut attempts = Attempts::at_write(Instant::now());
+        let error = attempts.note(Error::internal("planted")).expect_err("no other attempt helps");
+        assert_eq!(error.reason, ErrorReason::OutcomeUnknown);
+        assert!(error.message.contains("planted"), "{error}");
+    }
+
+    #[test]
+    fn a_read_passes_over_a_damaged_replica_and_tells_of_it_in_the_end() {
+        let mut attempts = Attempts::at_read(Instant::now());
+        attempts.note(Error::unknown()).expect("another attempt may help");
+        let damaged = Error::internal("planted");
+        attempts.note(damaged.clone()).expect("another replica may be whole");
+        let refusal = Error::invalid("vector", "planted");
+        assert_eq!(attempts.note(refusal.clone()), Err(refusal), "a read has no effect that could be unknown");
+        assert_eq!(attempts.failure(ShardId(4)), damaged);
     }
 }

@@ -3,12 +3,13 @@
 use futures::future::join_all;
 use quorate_api::v1;
 use quorate_state::ShardId;
+use quorate_state::control::CollectionRecord;
 use tokio::time::{Duration, Instant};
 
 use super::merge::best_of;
 use super::points::freshness;
 use super::routes::unavailable;
-use super::wire::{SearchAnswer, SearchCall, What};
+use super::wire::{SearchAnswer, SearchCall, What, fitting};
 use super::{Inner, validate};
 use crate::error::Error;
 
@@ -25,14 +26,25 @@ impl Inner {
         deadline: Instant,
     ) -> Result<v1::SearchResponse, Error> {
         let since = Instant::now();
-        let record = self.collection(&request.collection, deadline).await?;
-        validate::search(&record, &request)?;
-        let end = shard_deadline(since, deadline);
+        let search = |record| self.search_in(record, &request, deadline);
+        let response = self.on_collection(&request.collection, deadline, search).await?;
+        self.metrics.searched(since.elapsed(), response.degraded_shards.len());
+        Ok(response)
+    }
+
+    async fn search_in(
+        &self,
+        record: CollectionRecord,
+        request: &v1::SearchRequest,
+        deadline: Instant,
+    ) -> Result<v1::SearchResponse, Error> {
+        validate::search(&record, request)?;
+        let end = shard_deadline(Instant::now(), deadline);
         let mut call = SearchCall {
             freshness: Default::default(),
             collection: record.id.0,
             generation: record.generation,
-            vector: request.vector,
+            vector: request.vector.clone(),
             k: request.k,
             ef: request.ef,
             exact: request.exact,
@@ -45,9 +57,7 @@ impl Inner {
             async move { (*shard, self.ask::<SearchAnswer>(*shard, &what, end).await) }
         }))
         .await;
-        let response = gather(answers, request.k as usize)?;
-        self.metrics.searched(since.elapsed(), response.degraded_shards.len());
-        Ok(response)
+        fitting(gather(answers, request.k as usize)?)
     }
 }
 
@@ -57,17 +67,17 @@ fn shard_deadline(now: Instant, deadline: Instant) -> Instant {
     now + (left - left / MARGIN_PARTS).min(SHARD_WAIT)
 }
 
-/// Merges what the shards answered and names those that did not. A refusal of the search itself, and a search that no shard
-/// answered, are errors.
+/// Merges what the shards answered and names those that did not. A refusal, a shard that sheds (its caller is to slow down,
+/// not to take less for an answer), and a search that no shard answered, are errors.
 fn gather(answers: Vec<(ShardId, Result<SearchAnswer, Error>)>, k: usize) -> Result<v1::SearchResponse, Error> {
-    use crate::error::ErrorReason::{Internal, Overloaded, ShardUnavailable};
+    use crate::error::ErrorReason::{Internal, ShardUnavailable};
     let mut parts = Vec::with_capacity(answers.len());
     let mut degraded = Vec::new();
     let mut why = None;
     for (shard, answer) in answers {
         match answer {
             Ok(answer) => parts.push(answer.hits),
-            Err(error) if matches!(error.reason, Internal | Overloaded | ShardUnavailable) => {
+            Err(error) if matches!(error.reason, Internal | ShardUnavailable) => {
                 tracing::warn!(%shard, %error, "a search goes without a shard");
                 degraded.push(shard.0);
                 why = why.or(Some((shard, error)));
@@ -76,7 +86,6 @@ fn gather(answers: Vec<(ShardId, Result<SearchAnswer, Error>)>, k: usize) -> Res
         }
     }
     match why {
-        Some((_, error)) if parts.is_empty() && error.reason == Overloaded => Err(error),
         Some((shard, error)) if parts.is_empty() => Err(unavailable(shard, &error.message)),
         _ => Ok(v1::SearchResponse { hits: best_of(parts, k), degraded_shards: degraded }),
     }
@@ -110,8 +119,17 @@ mod tests {
         let answers = vec![(ShardId(2), Err(unavailable(ShardId(2), "planted")))];
         let error = gather(answers, 2).expect_err("nothing was searched");
         assert_eq!((error.reason, error.metadata["shard"].as_str()), (ErrorReason::ShardUnavailable, "2"));
-        let shed = vec![(ShardId(2), Err(Error::overloaded(Duration::from_millis(9))))];
-        assert_eq!(gather(shed, 2).expect_err("shed").reason, ErrorReason::Overloaded);
+    }
+
+    #[test]
+    fn a_shard_that_sheds_is_not_taken_for_a_missing_one() {
+        let shed = Error::overloaded(Duration::from_millis(9));
+        let answers = vec![
+            (ShardId(1), answer(&[("a", 0.9)])),
+            (ShardId(2), Err(unavailable(ShardId(2), "planted"))),
+            (ShardId(3), Err(shed.clone())),
+        ];
+        assert_eq!(gather(answers, 2), Err(shed), "with the time to wait");
     }
 
     #[test]

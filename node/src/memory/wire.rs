@@ -4,7 +4,14 @@
 //! the public API, so that the node that answers the client passes them on as they are.
 
 use bytes::Bytes;
+use prost::Message;
+use quorate_api::limits::MESSAGE_BYTES;
 use quorate_api::v1;
+
+use crate::error::Error;
+
+/// What a message adds to each item that it repeats: a tag and a length.
+const ITEM_BYTES: usize = 6;
 
 /// A call on one shard, for the node that the sender believes to lead it (writes) or to hold it (reads).
 #[derive(Clone, PartialEq, prost::Message)]
@@ -144,11 +151,38 @@ pub(super) struct CollectionStats {
     pub(super) building: bool,
 }
 
+/// The size of an answer while it is filled, so that one that no message can carry is given up before it fills the memory.
+#[derive(Debug, Default)]
+pub(super) struct Filled(usize);
+
+impl Filled {
+    /// Counts one item.
+    ///
+    /// # Errors
+    /// `TOO_LARGE` once the items do not fit into a message.
+    pub(super) fn add(&mut self, item: &impl Message) -> Result<(), Error> {
+        self.0 += ITEM_BYTES + item.encoded_len();
+        within_message(self.0)
+    }
+}
+
+/// The answer, if a message can carry it.
+///
+/// # Errors
+/// `TOO_LARGE` if not.
+pub(super) fn fitting<A: Message>(answer: A) -> Result<A, Error> {
+    within_message(answer.encoded_len())?;
+    Ok(answer)
+}
+
+fn within_message(bytes: usize) -> Result<(), Error> {
+    if bytes > MESSAGE_BYTES { Err(Error::too_large("the answer", MESSAGE_BYTES, bytes)) } else { Ok(()) }
+}
+
 #[cfg(test)]
 mod tests {
-    use prost::Message;
-
     use super::*;
+    use crate::error::ErrorReason;
 
     #[test]
     fn calls_and_answers_survive_the_wire() {
@@ -179,5 +213,16 @@ mod tests {
             existed: vec![true, false],
         };
         assert_eq!(WriteAnswer::decode(answer.encode_to_vec().as_slice()).expect("decodes"), answer);
+    }
+
+    #[test]
+    fn an_answer_is_given_up_where_it_outgrows_a_message() {
+        let item = v1::Hit { payload: vec![b' '; 1 << 20].into(), ..Default::default() };
+        let mut filled = Filled::default();
+        let fit = (0..).take_while(|_| filled.add(&item).is_ok()).count();
+        assert_eq!(fit, 7, "eight items of a MiB and their tags are more than 8 MiB");
+        let answer = |count: usize| SearchAnswer { hits: vec![item.clone(); count] };
+        assert!(fitting(answer(7)).is_ok());
+        assert_eq!(fitting(answer(8)).expect_err("too large").reason, ErrorReason::TooLarge);
     }
 }

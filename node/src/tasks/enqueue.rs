@@ -22,6 +22,8 @@ use crate::limits::ENTRY_BYTES;
 
 /// Frames of one stream that are under way. Beyond it the stream is not read.
 const FRAMES_IN_FLIGHT: usize = 64;
+/// Counted for a task beside its payload, so that one entry never has more tasks than it has ids for.
+const TASK_BYTES: usize = 96;
 /// Answers that wait for the client to read them.
 const ANSWERS: usize = 64;
 
@@ -103,7 +105,7 @@ fn accept(tasks: &Arc<Tasks>, calls: Vec<v1::EnqueueCall>) -> (Vec<BoxFuture<'st
     let too_many = limits::check_size("calls", calls.len(), limits::FRAME_ITEMS).err().map(Error::from);
     for call in calls {
         let request = call.request.unwrap_or_default();
-        let size: usize = request.tasks.iter().map(|task| task.payload.len()).sum();
+        let size: usize = request.tasks.iter().map(|task| TASK_BYTES + task.payload.len()).sum();
         match too_many.clone().map_or_else(|| operation(&request), Err) {
             Ok(operation) => {
                 // What goes into an entry of its own does not hold up the rest.

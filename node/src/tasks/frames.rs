@@ -10,6 +10,8 @@ use quorate_api::v1;
 
 /// The payload bytes after which a frame is closed and the rest goes into the next one. One larger item goes alone.
 const FRAME_BYTES: usize = 1 << 20;
+/// Counted for a child beside its payload: a frame's finishes are one entry, and that has ids for 65,536 tasks only.
+const CHILD_BYTES: usize = 96;
 /// The most finishes, or grants, in one frame.
 const FRAME_ITEMS: usize = 1_024;
 
@@ -243,7 +245,8 @@ impl Gathered for Down {
 pub(super) fn finish_bytes(finish: &v1::Finish) -> usize {
     match &finish.outcome {
         Some(v1::finish::Outcome::Completed(completed)) => {
-            completed.result.len() + completed.children.iter().map(|child| child.payload.len()).sum::<usize>()
+            completed.result.len()
+                + completed.children.iter().map(|child| CHILD_BYTES + child.payload.len()).sum::<usize>()
         }
         Some(v1::finish::Outcome::Failed(failed)) => failed.error.len(),
         None => 0,

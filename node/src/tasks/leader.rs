@@ -149,13 +149,16 @@ impl Leader {
         for ((delivery, view), payload) in deliveries.iter().zip(views).zip(payloads) {
             let current = |view: &TaskView| view.state == TaskState::Granted && view.token == Some(delivery.token);
             let Some(view) = view.filter(current) else { continue };
+            // The state may be ahead of the rows. Every granted task has the row of its payload, also an empty one; where
+            // that is still to be written, the effect of the grant is still to come too, and delivers it.
+            let Some(payload) = payload else { continue };
             self.observe_dispatch(&view, now);
             let grant = v1::Grant {
                 task_id: delivery.task.0,
                 token: Some(wire::token_to_wire(delivery.token)),
                 queue: view.queue.to_string(),
                 role: view.role.to_string(),
-                payload: payload.unwrap_or_default(),
+                payload,
                 attempt: view.attempts,
                 enqueued_at_us: wire::time_to_wire(view.created),
             };

@@ -368,7 +368,10 @@ impl Roster {
                 self.unreserve(task);
                 let seat = self.seats.get_mut(&session)?;
                 self.holders.insert(task, session);
-                seat.running.insert(task, Running { token, closing: false });
+                // An effect that was in the state already when the book was made may come again.
+                if seat.running.insert(task, Running { token, closing: false }).is_some_and(|before| before.closing) {
+                    seat.closing -= 1;
+                }
                 seat.route.map(|route| Delivery { link: route.link, session, task, token })
             }
             Effect::AttemptEnded { session, task, token } | Effect::AttemptLost { session, task, token } => {

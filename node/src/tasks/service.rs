@@ -129,14 +129,27 @@ impl Tasks {
 
     async fn get(&self, task: TaskId, deadline: Instant) -> Result<v1::Task, Error> {
         self.fresh(deadline).await?;
-        self.look(task)
+        let (view, contents) = self.look(task).await?;
+        Ok(wire::task_to_wire(view, contents))
     }
 
-    /// The task with its contents, as applied here.
-    fn look(&self, task: TaskId) -> Result<v1::Task, Error> {
-        let view = self.view(task)?;
-        let contents = self.contents(&view)?;
-        Ok(wire::task_to_wire(view, contents))
+    /// The task with its contents, as applied here. While a batch of entries is applied the state is ahead of the rows, so
+    /// the rows are read once they have caught up with what was seen of the task, and count if that is still so afterwards.
+    async fn look(&self, task: TaskId) -> Result<(TaskView, wire::Contents), Error> {
+        let control = &self.context.control;
+        let mut applied = control.changes();
+        let end = Instant::now() + CATCH_UP;
+        loop {
+            let view = self.view(task)?;
+            let position = control.read(|state| state.last_position().0);
+            if !matches!(timeout_at(end, applied.wait_for(|at| *at >= position)).await, Ok(Ok(_))) {
+                return Err(Error::new(ErrorReason::NoLeader, "this replica of control applies nothing now"));
+            }
+            let contents = self.contents(&view)?;
+            if self.view(task)? == view {
+                return Ok((view, contents));
+            }
+        }
     }
 
     fn view(&self, task: TaskId) -> Result<TaskView, Error> {
@@ -212,8 +225,9 @@ impl Tasks {
             let view = self.view(task)?;
             let finished = view.state.is_finished();
             if finished || Instant::now() >= until || self.context.shutdown.is_cancelled() {
-                let task = wire::task_to_wire(view.clone(), self.contents(&view)?);
-                return Ok(v1::WaitTaskResponse { task: Some(task), finished });
+                let (view, contents) = self.look(task).await?;
+                let finished = view.state.is_finished();
+                return Ok(v1::WaitTaskResponse { task: Some(wire::task_to_wire(view, contents)), finished });
             }
             if timeout_at(until, waiter.woken()).await.is_ok() && !self.view(task)?.state.is_finished() {
                 // Woken because effects were missed, not because the task has ended.
@@ -241,6 +255,8 @@ impl Tasks {
     }
 }
 
+/// How long the rows may take to catch up with the state. A batch takes milliseconds; longer means a stopped group.
+const CATCH_UP: Duration = Duration::from_secs(1);
 /// How long a read waits for a sign of a leader before it asks again.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// An answer that says "not yet" leaves so long before the call's deadline, to be there in time.

@@ -3,28 +3,24 @@
 use quorate_api::v1::{ErrorReason, JoinRequest};
 
 use crate::harness::{TestNode, cluster, stop};
+use crate::points::{SHARDS, check_stage, write_points};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_grows_from_one_to_two_to_three() {
+async fn a_cluster_grows_from_one_to_two_to_three_and_keeps_everything() {
     let first = TestNode::start().await;
-    let id = first.init(4).await.expect("init");
+    let id = first.init(SHARDS).await.expect("init");
     let task = first.enqueue(b"early").await.expect("enqueued");
+    write_points(&first).await;
+    check_stage(&first, 1, 1).await;
 
     let second = TestNode::start().await;
     assert_eq!(second.join(&first).await.expect("join"), id);
-    let status = first.wait_healthy(2).await;
-    let voters =
-        |status: &quorate_api::v1::StatusResponse| status.nodes.iter().filter(|node| node.control_voter).count();
-    assert_eq!(voters(&status), 1, "an even number of voters survives no more: {status:#?}");
+    check_stage(&second, 2, 1).await;
     assert_eq!(second.payload_of(task).await.expect("any node answers"), b"early");
 
     let third = TestNode::start().await;
     assert_eq!(third.join(&second).await.expect("join by any member"), id);
-    let status = third.wait_healthy(3).await;
-    assert_eq!(voters(&status), 3);
-    for shard in &status.shards {
-        assert_eq!(shard.replicas.iter().filter(|replica| replica.voter).count(), 3, "{shard:?}");
-    }
+    check_stage(&third, 3, 3).await;
     let late = third.enqueue(b"late").await.expect("writes go through any node");
     assert_eq!(first.payload_of(late).await.expect("found"), b"late");
     stop(vec![first, second, third]).await;

@@ -97,7 +97,7 @@ impl TestNode {
         self.handle.addresses().client.clone()
     }
 
-    async fn channel(&self) -> Channel {
+    pub(crate) async fn channel(&self) -> Channel {
         let endpoint = Channel::from_shared(format!("http://{}", self.client_address())).expect("an address");
         endpoint.connect().await.expect("the node listens")
     }
@@ -179,8 +179,13 @@ impl TestNode {
 
 /// A healthy cluster of `count` nodes with two shards.
 pub(crate) async fn cluster(count: usize) -> Vec<TestNode> {
+    cluster_with(count, 2).await
+}
+
+/// A healthy cluster of `count` nodes.
+pub(crate) async fn cluster_with(count: usize, shards: u32) -> Vec<TestNode> {
     let first = TestNode::start().await;
-    first.init(2).await.expect("init");
+    first.init(shards).await.expect("init");
     let mut nodes = vec![first];
     while nodes.len() < count {
         let next = TestNode::start().await;

@@ -5,18 +5,21 @@ use std::time::Duration;
 use quorate_api::v1::ErrorReason;
 use tokio::time::timeout;
 
-use crate::harness::{PATIENCE, cluster, stop};
+use crate::harness::{PATIENCE, cluster, cluster_with, stop};
+use crate::points::{SHARDS, check_stage, write_points};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_nodes_shrink_to_two_and_one_and_keep_everything() {
-    let mut nodes = cluster(3).await;
+    let mut nodes = cluster_with(3, SHARDS).await;
     let task = nodes[0].enqueue(b"kept").await.expect("enqueued");
+    write_points(&nodes[0]).await;
+    check_stage(&nodes[2], 3, 3).await;
     let leaver = nodes.remove(0);
     // The one that leaves may be the leader, and may be the one that is asked.
     leaver.leave(&leaver.id(), true).await.expect("the first node leaves");
     let status = nodes[0].wait_healthy(2).await;
     assert!(status.nodes.iter().all(|node| node.node_id != leaver.id()), "{status:#?}");
-    assert_eq!(status.nodes.iter().filter(|node| node.control_voter).count(), 1);
+    check_stage(&nodes[1], 2, 1).await;
     timeout(PATIENCE, leaver.handle.removed()).await.expect("the node learns of its removal");
     assert_eq!(nodes[1].payload_of(task).await.expect("found"), b"kept");
 
@@ -24,6 +27,7 @@ async fn three_nodes_shrink_to_two_and_one_and_keep_everything() {
     nodes[0].leave(&second.id(), true).await.expect("the second node leaves");
     let status = nodes[0].wait_healthy(1).await;
     assert!(status.shards.iter().all(|shard| shard.leader_node_id == nodes[0].id()), "{status:#?}");
+    check_stage(&nodes[0], 1, 1).await;
     assert_eq!(nodes[0].payload_of(task).await.expect("found"), b"kept");
     let written = timeout(Duration::from_secs(10), nodes[0].enqueue(b"new")).await;
     written.expect("in time").expect("one node can write");

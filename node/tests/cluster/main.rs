@@ -3,7 +3,9 @@
 mod formation;
 mod harness;
 mod leaving;
-mod proposing;
 mod memory;
+mod points;
+mod proposing;
+mod serving;
 mod starting;
 mod telling;

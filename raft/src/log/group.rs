@@ -96,6 +96,11 @@ impl GroupLogReader {
         self.state.with(|inner| inner.log_bytes)
     }
 
+    /// The last position that was purged, if any was.
+    pub(crate) fn purged(&self) -> Option<u64> {
+        self.state.with(|inner| inner.purged.map(|purged| purged.index))
+    }
+
     /// Reads `from..to` cut to what the log has; with a limit at most about so many bytes and at least one entry.
     fn read(&self, from: u64, to: u64, limit_bytes: Option<usize>) -> io::Result<Vec<Entry>> {
         let located = self.state.with(|inner| inner.locate(from, to, limit_bytes));

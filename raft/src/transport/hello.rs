@@ -105,7 +105,8 @@ impl Hellos {
             return PeerError::OtherCluster { ours, theirs: ClusterId(theirs.cluster) };
         }
         match status.code() {
-            Code::DeadlineExceeded | Code::Cancelled => PeerError::TimedOut,
+            // The handler was reached, and how far it came is not known: it panicked, or its answer was too large.
+            Code::DeadlineExceeded | Code::Cancelled | Code::DataLoss | Code::OutOfRange => PeerError::TimedOut,
             Code::Aborted => PeerError::ShuttingDown,
             Code::Unavailable | Code::Unknown | Code::Internal => {
                 PeerError::Unreachable { node, address: address.to_owned(), reason: status.message().to_owned() }

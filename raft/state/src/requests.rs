@@ -71,7 +71,7 @@ impl<K: Kept> Requests<K> {
 
     /// Keeps the reply to a request.
     pub(crate) fn keep(&mut self, id: RequestId, at: LogTime, reply: K, changes: &mut Changes) {
-        self.order.insert((at, id));
+        self.order.insert((counted_from(at, id), id));
         self.records.put(id, RequestRecord { at, reply }, changes);
     }
 
@@ -84,11 +84,10 @@ impl<K: Kept> Requests<K> {
         let oldest = now.minus_ms(KEPT_MS);
         for _ in 0..FORGOTTEN_PER_ENTRY {
             match self.order.first() {
-                Some(&(at, id)) if at < oldest || self.order.len() > most => {
+                Some(&(from, id)) if from < oldest || self.order.len() > most => {
                     self.order.pop_first();
                     self.records.remove(id, changes);
-                    let minted = id.minted().unwrap_or(at).clamp(at, at.plus_ms(MAX_AHEAD_MS));
-                    horizon = horizon.max(LogTime(minted.0.saturating_add(1)));
+                    horizon = horizon.max(LogTime(from.0.saturating_add(1)));
                 }
                 _ => break,
             }
@@ -103,7 +102,7 @@ impl<K: Kept> Requests<K> {
 
     /// Rebuilds what is derived from the records.
     pub(crate) fn derive(&mut self) {
-        self.order = self.records.iter().map(|(id, record)| (record.at, id)).collect();
+        self.order = self.records.iter().map(|(id, record)| (counted_from(record.at, id), id)).collect();
     }
 
     /// The share of the records in the set hash, computed anew.
@@ -113,11 +112,18 @@ impl<K: Kept> Requests<K> {
 
     /// Says what is wrong.
     pub(crate) fn check(&self, wrong: &mut Vec<String>) {
-        let derived: BTreeSet<_> = self.records.iter().map(|(id, record)| (record.at, id)).collect();
+        let derived: BTreeSet<_> = self.records.iter().map(|(id, record)| (counted_from(record.at, id), id)).collect();
         if derived != self.order {
             wrong.push("the order of requests is not that of their records".to_owned());
         }
     }
+}
+
+/// The time by which a request is forgotten: when it was minted, if that is at most an hour ahead of when it was kept.
+/// Requests are forgotten in this order, so that the horizon never passes one that is newer than those forgotten: a single
+/// client whose clock is ahead must not make the others' requests too old.
+fn counted_from(at: LogTime, id: RequestId) -> LogTime {
+    id.minted().unwrap_or(at).clamp(at, at.plus_ms(MAX_AHEAD_MS))
 }
 
 #[cfg(test)]
@@ -197,9 +203,25 @@ mod tests {
     fn a_clock_that_is_ahead_opens_no_gap() {
         let mut cluster = Cluster::of(1);
         let ahead = minted_at(cluster.state.time().plus_ms(HOUR_MS / 2), 1);
-        run(&mut cluster, ahead).expect("new");
+        let reply = run(&mut cluster, ahead);
         cluster.pass_ms(24 * HOUR_MS + 1);
+        assert_eq!(run(&mut cluster, ahead), reply, "it counts from when it says it was minted");
+        cluster.pass_ms(HOUR_MS / 2);
         assert_eq!(run(&mut cluster, ahead), Err(Reject::RequestExpired { kept_hours: 24 }));
+    }
+
+    #[test]
+    fn one_clock_ahead_does_not_make_the_others_too_old_when_replies_are_many() {
+        let mut requests = Requests::<Text>::default();
+        let mut changes = Changes::default();
+        let at = |nth: u64| LogTime(1_750_000_000_000_000).plus_ms(nth);
+        requests.keep(minted_at(at(HOUR_MS - 60_000), 99), at(0), Text(99), &mut changes);
+        for nth in 1..10 {
+            requests.keep(minted_at(at(nth), nth), at(nth), Text(nth), &mut changes);
+        }
+        let horizon = requests.forget_beyond(6, at(10), LogTime(0), &mut changes);
+        assert_eq!(horizon, LogTime(at(4).0 + 1));
+        assert_eq!(requests.look_up(minted_at(at(9), 1_000), at(10), horizon), Ok(None), "a new one is taken");
     }
 
     #[test]

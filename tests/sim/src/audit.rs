@@ -32,6 +32,7 @@ pub(crate) struct Audit {
     unfinished: usize,
     acknowledged: Vec<TaskId>,
     told_completed: BTreeSet<TaskId>,
+    completions: Vec<TaskId>,
     /// Attempts that ended without a completion: their word must count no more.
     stale: Vec<(TaskId, Token)>,
 }
@@ -192,6 +193,7 @@ impl Audit {
     /// An agent was told that its completion took effect: it must be in the log by now.
     pub(crate) fn acknowledged_completion(&mut self, id: TaskId, children: &[u64]) -> Option<String> {
         self.told_completed.insert(id);
+        self.completions.push(id);
         let completed = self.tasks.get(&id).and_then(|task| task.completed.as_ref());
         match completed {
             Some((_, ids)) if ids.iter().map(|id| id.0).eq(children.iter().copied()) => None,
@@ -210,9 +212,11 @@ impl Audit {
         self.acknowledged.iter().copied()
     }
 
-    /// A task that was acknowledged, by number.
-    pub(crate) fn nth_acknowledged(&self, nth: usize) -> Option<TaskId> {
-        self.acknowledged.get(nth).copied()
+    /// A task of which something was acknowledged of late, the `turn`th before the last: those are what a node that fell
+    /// behind does not know.
+    pub(crate) fn recent(&self, completed: bool, turn: usize) -> Option<TaskId> {
+        let of = if completed { &self.completions } else { &self.acknowledged };
+        of.len().checked_sub(1 + turn).and_then(|nth| of.get(nth)).copied()
     }
 
     /// How many tasks are not completed.

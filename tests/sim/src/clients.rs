@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use quorate_client::v1::{ErrorReason, TaskState};
-use quorate_client::{Agent, Attempt, Client, LeaseKeeper, NewTask, Output, TaskError};
+use quorate_client::{Agent, Attempt, Client, Error, LeaseKeeper, NewTask, Output, TaskError};
 use tokio::time::sleep;
 use uuid::Uuid;
 
@@ -14,8 +14,9 @@ use crate::network::SimulatedTcp;
 use crate::work;
 use crate::world::{NODES, World, endpoints};
 
-/// Producers of a run.
-const PRODUCERS: usize = 3;
+/// Producers of a run. The last one knows all nodes; each of the others knows one, so that enqueues go on wherever there is
+/// a majority.
+const PRODUCERS: usize = NODES + 1;
 /// Agents of a run, each on a host of its own.
 pub(crate) const AGENTS: usize = 2;
 const SLOTS: u32 = 4;
@@ -30,14 +31,15 @@ pub(crate) fn agent_host(agent: usize) -> String {
 }
 
 fn retried(task: NewTask) -> NewTask {
-    task.max_attempts(100_000).backoff(Duration::from_millis(20), Duration::from_millis(200))
+    task.max_attempts(1_000).backoff(Duration::from_millis(20), Duration::from_millis(200))
 }
 
 /// The host of all producers and readers.
 pub(crate) async fn run_clients(world: Arc<World>) -> turmoil::Result {
     let sent = Arc::new(Mutex::new(Vec::new()));
     for producer in 0..PRODUCERS {
-        let client = Client::connect_with(endpoints(producer), SimulatedTcp)?;
+        let known = if producer < NODES { 1 } else { NODES };
+        let client = Client::connect_with(endpoints(producer % NODES).into_iter().take(known), SimulatedTcp)?;
         tokio::spawn(produce(world.clone(), client, producer, sent.clone()));
     }
     let client = Client::connect_with(endpoints(1), SimulatedTcp)?;
@@ -62,24 +64,34 @@ async fn produce(world: Arc<World>, client: Client, producer: usize, sent: Sent)
         let payload = format!("task {number} of producer {producer}");
         let request = Uuid::now_v7();
         world.in_flight.fetch_add(1, Ordering::Relaxed);
-        let task = enqueue(&client, request, &payload).await;
+        let task = enqueue(&world, &client, request, &payload).await;
         world.in_flight.fetch_sub(1, Ordering::Relaxed);
         world.history.lock().acknowledged_enqueue(payload.as_bytes(), task);
         sent.lock().push((request, payload, task));
-        sleep(world.pause(5..80)).await;
+        sleep(world.pause(5..110)).await;
     }
 }
 
 /// Sends until there is an answer, always under the same request id.
-async fn enqueue(client: &Client, request: Uuid, payload: &str) -> u64 {
+async fn enqueue(world: &World, client: &Client, request: Uuid, payload: &str) -> u64 {
     loop {
         let task = retried(NewTask::new(work::QUEUE, payload.to_owned()));
         match client.retry_as(request).enqueue(task).await {
             Ok(task) => return task,
+            Err(error) if is_final(&error) => {
+                world.history.lock().violation(format!("the enqueue of {payload} was refused for good: {error}"));
+                return std::future::pending().await;
+            }
             Err(error) => tracing::debug!(%error, payload, "an enqueue has no answer; sending it again"),
         }
         sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Whether sending the same again would give the same answer.
+fn is_final(error: &Error) -> bool {
+    let before_init = Some(ErrorReason::NotInitialized);
+    matches!(error, Error::Refused(refusal) if !refusal.is_retryable()) && error.reason() != before_init
 }
 
 /// Sends what was answered before again, as a client does that lost the answer.
@@ -107,16 +119,11 @@ async fn repeat(world: Arc<World>, client: Client, sent: Sent) {
 /// Reads tasks of which something was acknowledged before: the read must show it.
 async fn read(world: Arc<World>, client: Client) {
     loop {
-        sleep(world.pause(20..60)).await;
+        sleep(world.pause(10..40)).await;
+        let (of_completed, turn) = (world.choose(0..2) == 0, world.choose(0..6) as usize);
         let (task, completed) = {
             let history = world.history.lock();
-            let count = history.audit.acknowledged().len() as u64;
-            if count == 0 {
-                continue;
-            }
-            // The newest are those that a node which fell behind does not know.
-            let newest = count.saturating_sub(1 + world.choose(0..8));
-            let Some(task) = history.audit.nth_acknowledged(newest as usize) else { continue };
+            let Some(task) = history.audit.recent(of_completed, turn) else { continue };
             (task, history.audit.is_told_completed(task))
         };
         match client.get_task(task.0).await {

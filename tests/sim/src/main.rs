@@ -183,7 +183,7 @@ fn find(campaign: &Campaign) -> Found {
     let mut found = Found { seed: None, seeds: 0, violation: None };
     campaign.run(|report: Report| {
         found.seeds += 1;
-        if let Some(violation) = report.violations.first() {
+        if let Some(violation) = report.violations.first().filter(|_| report.is_verdict()) {
             (found.seed, found.violation) = (Some(report.seed), Some(violation.clone()));
         }
         found.seed.is_none()

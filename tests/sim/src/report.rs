@@ -65,6 +65,12 @@ impl Report {
         self.violations.is_empty()
     }
 
+    /// Whether the run came to a verdict of its own. A process that hung or died did not: that is a violation to look at,
+    /// but no planted bug is proved by it.
+    pub(crate) fn is_verdict(&self) -> bool {
+        !self.trace.is_empty()
+    }
+
     /// Whether so much happened that a run without violations says something.
     pub(crate) fn is_valid(&self) -> bool {
         self.commits >= self.steps / STEPS_PER_COMMIT

@@ -1,6 +1,7 @@
 //! One seed: a cluster is formed, works under faults, and must come to rest when the faults end.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,9 +16,9 @@ use turmoil::Sim;
 
 use crate::clients::{AGENTS, agent_host, run_agent, run_clients};
 use crate::nemesis::{LINK_LATENCY, Nemesis};
+use crate::node;
 use crate::report::Report;
 use crate::world::{NODES, World, host};
-use crate::node;
 
 /// The cluster must be formed by then.
 const FORMED_WITHIN: u64 = 15_000;
@@ -31,11 +32,18 @@ const HANG: Duration = Duration::from_secs(60);
 /// Runs a seed. Once in a process: the randomness of the process is set.
 pub(crate) fn run(seed: u64, steps: u64) -> anyhow::Result<Report> {
     let scratch = tempfile::tempdir()?;
+    let directory = scratch.path().to_owned();
     let panics = record_panics();
     watch_progress();
     mad_turmoil::rand::set_rng(StdRng::seed_from_u64(seed));
+    // A thread takes the keys of its hash maps once; those of this one are older than the seed.
+    let simulation = std::thread::spawn(move || simulate(seed, steps, &directory, &panics));
+    simulation.join().map_err(|_| anyhow::anyhow!("the simulation of seed {seed} ended by a panic"))
+}
+
+fn simulate(seed: u64, steps: u64, scratch: &Path, panics: &Mutex<Vec<String>>) -> Report {
     let _clocks = SimClocksGuard::init();
-    let world = World::new(seed, scratch.path());
+    let world = World::new(seed, scratch);
     let mut nemesis = Nemesis::new(seed);
     let mut sim = build(seed, &world);
     let outcome = catch_unwind(AssertUnwindSafe(|| drive(&mut sim, &world, &mut nemesis, steps)));
@@ -51,7 +59,7 @@ pub(crate) fn run(seed: u64, steps: u64) -> anyhow::Result<Report> {
     for panic in panics.lock().iter() {
         history.violation(format!("panic: {panic}"));
     }
-    Ok(Report::new(seed, steps, &history, &nemesis))
+    Report::new(seed, steps, &history, &nemesis)
 }
 
 fn build(seed: u64, world: &Arc<World>) -> Sim<'static> {
@@ -103,7 +111,8 @@ fn drive(sim: &mut Sim<'_>, world: &World, nemesis: &mut Nemesis, steps: u64) {
         nemesis.bury(sim, world, step);
         nemesis.heal(sim, world);
         if step == last {
-            world.history.lock().violation(format!("liveness: {}", unsettled(world)));
+            let what = format!("liveness: {}", unsettled(world));
+            world.history.lock().violation(what);
         }
     }
     watch.check(world);

@@ -116,6 +116,33 @@ async fn a_final_refusal_is_not_retried() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refusal_after_a_lost_answer_leaves_a_mutation_open_and_a_read_refused() {
+    let network = Network::default();
+    let mut node = network.node("a:1");
+    let client = network.client(&["a:1"]);
+    let call = tokio::spawn(enqueue_two(client.clone()));
+    let lost = soon(node.enqueue()).await;
+    let request_id = lost.request.request_id.clone();
+    lost.refuse(Status::unavailable("connection reset"));
+    soon(node.enqueue()).await.refuse(error(ErrorReason::RequestExpired));
+    let failed = soon(call).await.unwrap().unwrap_err();
+    assert_eq!(failed.request_id(), Some(request_id.as_str()), "{failed}");
+    assert!(failed.to_string().contains("the script says so"), "the refusal is told too: {failed}");
+
+    let call = tokio::spawn(enqueue_two(client.clone()));
+    soon(node.enqueue()).await.refuse(error(ErrorReason::NoLeader));
+    soon(node.enqueue()).await.refuse(error(ErrorReason::RequestExpired));
+    let failed = soon(call).await.unwrap().unwrap_err();
+    assert_eq!(failed.reason(), Some(ErrorReason::RequestExpired), "no try was applied: {failed}");
+
+    let read = tokio::spawn(async move { client.get_task(7).await });
+    soon(node.get_task()).await.refuse(Status::unavailable("connection reset"));
+    soon(node.get_task()).await.refuse(error(ErrorReason::TaskNotFound));
+    let failed = soon(read).await.unwrap().unwrap_err();
+    assert_eq!(failed.reason(), Some(ErrorReason::TaskNotFound), "a read changes nothing: {failed}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_full_node_is_left_alone_for_the_time_it_states() {
     let network = Network::default();
     let mut node = network.node("a:1");

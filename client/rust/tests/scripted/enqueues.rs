@@ -230,6 +230,61 @@ async fn outside_of_any_cluster_the_callers_are_told_at_once() {
     assert!(begin.elapsed() < Duration::from_secs(1));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_refusal_of_all_leaves_open_what_an_earlier_stream_may_have_applied() {
+    let network = Network::default();
+    let mut node = network.node("a:1");
+    let client = network.client(&["a:1"]);
+    let sent = start(&client, 0..1);
+    let mut broken = soon(node.enqueue_stream()).await;
+    let (calls, _) = read(&mut broken, 1).await;
+    broken.break_with(Status::unavailable("connection reset"));
+    let mut refusing = soon(node.enqueue_stream()).await;
+    let late = start(&client, 1..2);
+    read(&mut refusing, 2).await;
+    refusing.break_with(error(ErrorReason::NotInitialized));
+    let open = soon(sent).await.unwrap().remove(0).unwrap_err();
+    assert_eq!(open.request_id(), Some(request_id(&calls[0]).as_str()), "{open}");
+    let refused = soon(late).await.unwrap().remove(0).unwrap_err();
+    assert_eq!(refused.reason(), Some(ErrorReason::NotInitialized), "a refused stream took nothing: {refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_stream_took_before_it_was_refused_is_open() {
+    let network = Network::default();
+    let mut node = network.node("a:1");
+    let client = network.client(&["a:1"]);
+    let callers = start(&client, 0..2);
+    let mut stream = soon(node.enqueue_stream()).await;
+    let (calls, _) = read(&mut stream, 2).await;
+    answer(&stream, vec![granted(&calls[0])]);
+    stream.break_with(error(ErrorReason::Internal));
+    let outcomes = soon(callers).await.unwrap();
+    assert_eq!(outcomes[0], Ok(0));
+    let open = outcomes[1].as_ref().unwrap_err();
+    assert_eq!(open.request_id(), Some(request_id(&calls[1]).as_str()), "{open}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_refused_after_its_answer_was_lost_is_open() {
+    let network = Network::default();
+    let mut node = network.node("a:1");
+    let client = network.client(&["a:1"]);
+    let sent = start(&client, 0..1);
+    let mut broken = soon(node.enqueue_stream()).await;
+    let (calls, _) = read(&mut broken, 1).await;
+    broken.break_with(Status::unavailable("connection reset"));
+    let mut stream = soon(node.enqueue_stream()).await;
+    let late = start(&client, 1..2);
+    let (again, _) = read(&mut stream, 2).await;
+    answer(&stream, again.iter().map(|call| refused(call, error(ErrorReason::RequestExpired))).collect());
+    let open = soon(sent).await.unwrap().remove(0).unwrap_err();
+    assert_eq!(open.request_id(), Some(request_id(&calls[0]).as_str()), "{open}");
+    assert!(open.to_string().contains("the script says so"), "the refusal is told too: {open}");
+    let refused = soon(late).await.unwrap().remove(0).unwrap_err();
+    assert_eq!(refused.reason(), Some(ErrorReason::RequestExpired));
+}
+
 #[test]
 fn a_client_outlives_the_runtime_that_drove_its_stream() {
     let network = Network::default();

@@ -8,7 +8,7 @@ use super::tasks::{End, LiveTask, NewTask, Stage};
 use crate::{Reject, SessionId, TaskId, Token};
 
 /// The largest result of a task, bytes.
-pub const MAX_RESULT_BYTES: usize = 1 << 20;
+pub const MAX_RESULT_BYTES: usize = 4 << 20;
 
 impl Control {
     pub(super) fn complete(
@@ -123,7 +123,7 @@ mod tests {
         let bad_child =
             Command::Complete { task: id, token, result: vec![], children: vec![task("q", "r"), task("", "r")] };
         assert!(matches!(cluster.run(bad_child), Err(Reject::InvalidArgument { .. })));
-        let huge = Command::Complete { task: id, token, result: vec![0; (1 << 20) + 1], children: vec![] };
+        let huge = Command::Complete { task: id, token, result: vec![0; (4 << 20) + 1], children: vec![] };
         assert!(matches!(cluster.run(huge), Err(Reject::InvalidArgument { .. })));
         assert_eq!(cluster.state.task_state(id), Some(TaskState::Granted));
         assert_eq!(cluster.run(complete(id, token)), Ok(Reply::Completed { children: vec![] }));

@@ -9,7 +9,7 @@ use super::tasks::{Content, LiveTask, NewTask, Stage};
 use crate::{Reject, TaskId, Token};
 
 /// The largest payload of a task, bytes.
-pub const MAX_PAYLOAD_BYTES: usize = 1 << 20;
+pub const MAX_PAYLOAD_BYTES: usize = 4 << 20;
 /// The most attempts that a retry policy may ask for.
 const MAX_ATTEMPTS: u32 = 10_000;
 
@@ -112,7 +112,7 @@ mod tests {
     fn takes_all_or_none() {
         let mut cluster = Cluster::of(1);
         let endless = NewTask { retry: RetryPolicy { max_attempts: 0, ..RetryPolicy::default() }, ..task("q", "r") };
-        let huge = NewTask { payload: vec![0; (1 << 20) + 1], ..task("q", "r") };
+        let huge = NewTask { payload: vec![0; (4 << 20) + 1], ..task("q", "r") };
         for bad in [endless, huge, task("", "r"), task("q", &"r".repeat(200)), task("q\n", "r")] {
             let refused = cluster.run(Command::Enqueue { tasks: vec![task("q", "r"), bad] });
             assert!(matches!(refused, Err(Reject::InvalidArgument { .. })));
