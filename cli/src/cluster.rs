@@ -74,8 +74,22 @@ fn status(status: &api::StatusResponse, output: Format) -> ExitCode {
             println!("  do: {step}");
         }
         let nodes: Vec<Value> = status.nodes.iter().map(node).collect();
-        output.list(&nodes, &["node_id", "label", "client_address", "reachable", "leaving", "control", "shard_replicas", "shard_leaders", "version"]);
-        let groups: Vec<Value> = status.control.iter().chain(&status.shards).map(|group| summary(group, status)).collect();
+        output.list(
+            &nodes,
+            &[
+                "node_id",
+                "label",
+                "client_address",
+                "reachable",
+                "leaving",
+                "control",
+                "shard_replicas",
+                "shard_leaders",
+                "version",
+            ],
+        );
+        let groups: Vec<Value> =
+            status.control.iter().chain(&status.shards).map(|group| summary(group, status)).collect();
         output.list(&groups, &["group", "term", "leader", "applied_position", "voters", "learners"]);
     }
     ExitCode::from(u8::from(status.health() != api::Health::Healthy))

@@ -63,11 +63,16 @@ pub async fn run(verb: Collection, endpoints: &[String], output: Format) -> Resu
     let client = Client::connect(endpoints)?;
     match verb {
         Collection::Create { name, dimension, metric, shards } => {
-            output.record(&shown(&client.create_collection(NewCollection::new(name, dimension).metric(metric.wire()).shards(shards)).await?));
+            output.record(&shown(
+                &client
+                    .create_collection(NewCollection::new(name, dimension).metric(metric.wire()).shards(shards))
+                    .await?,
+            ));
         }
         Collection::List => {
             let collections: Vec<Value> = client.list_collections().await?.iter().map(shown).collect();
-            output.list(&collections, &["name", "dimension", "metric", "shards", "points", "sealed_points", "deleting"]);
+            output
+                .list(&collections, &["name", "dimension", "metric", "shards", "points", "sealed_points", "deleting"]);
         }
         Collection::Delete { name } => {
             client.delete_collection(&name).await?;

@@ -92,7 +92,10 @@ impl Dataset {
 
     /// A folder with points.jsonl.gz, vectors.npy, queries.jsonl, queries.npy and truth.npy.
     pub fn open(folder: &Path) -> Result<Self> {
-        let read = |name: &str| fs_err::read(folder.join(name)).context("a data folder holds points.jsonl.gz, vectors.npy, queries.jsonl, queries.npy and truth.npy");
+        let read = |name: &str| {
+            fs_err::read(folder.join(name))
+                .context("a data folder holds points.jsonl.gz, vectors.npy, queries.jsonl, queries.npy and truth.npy")
+        };
         Self::from_parts(
             &read("points.jsonl.gz")?,
             &read("vectors.npy")?,
@@ -111,11 +114,34 @@ impl Dataset {
             query_vectors: matrix(query_vectors).context("queries.npy")?,
             truth: self::truth(truth).context("truth.npy")?,
         };
-        ensure!(set.points.len() == set.vectors.rows(), "points.jsonl.gz has {} lines, vectors.npy {} rows", set.points.len(), set.vectors.rows());
-        ensure!(set.questions.len() == set.query_vectors.rows(), "queries.jsonl has {} lines, queries.npy {} rows", set.questions.len(), set.query_vectors.rows());
-        ensure!(set.truth.questions() == set.questions.len(), "truth.npy has {} rows for {} questions", set.truth.questions(), set.questions.len());
-        ensure!(set.vectors.columns == set.query_vectors.columns, "vectors have {} dimensions, questions {}", set.vectors.columns, set.query_vectors.columns);
-        ensure!(set.points.iter().enumerate().all(|(row, text)| row == text.id), "the ids of points.jsonl.gz are not the rows 0, 1, 2 ...");
+        ensure!(
+            set.points.len() == set.vectors.rows(),
+            "points.jsonl.gz has {} lines, vectors.npy {} rows",
+            set.points.len(),
+            set.vectors.rows()
+        );
+        ensure!(
+            set.questions.len() == set.query_vectors.rows(),
+            "queries.jsonl has {} lines, queries.npy {} rows",
+            set.questions.len(),
+            set.query_vectors.rows()
+        );
+        ensure!(
+            set.truth.questions() == set.questions.len(),
+            "truth.npy has {} rows for {} questions",
+            set.truth.questions(),
+            set.questions.len()
+        );
+        ensure!(
+            set.vectors.columns == set.query_vectors.columns,
+            "vectors have {} dimensions, questions {}",
+            set.vectors.columns,
+            set.query_vectors.columns
+        );
+        ensure!(
+            set.points.iter().enumerate().all(|(row, text)| row == text.id),
+            "the ids of points.jsonl.gz are not the rows 0, 1, 2 ..."
+        );
         Ok(set)
     }
 }
@@ -176,7 +202,9 @@ mod tests {
         assert_eq!(set.vectors.columns, 384);
         for question in [0, 57, 199] {
             let query = set.query_vectors.row(question);
-            let score = |row: usize| -> f64 { set.vectors.row(row).iter().zip(query).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum() };
+            let score = |row: usize| -> f64 {
+                set.vectors.row(row).iter().zip(query).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+            };
             let mut rows: Vec<usize> = (0..set.vectors.rows()).collect();
             rows.sort_by(|a, b| score(*b).total_cmp(&score(*a)));
             let exact: Vec<i32> = rows[..10].iter().map(|row| *row as i32).collect();

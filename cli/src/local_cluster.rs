@@ -115,7 +115,10 @@ impl LocalCluster {
     pub async fn join(&self, node: usize) -> Result<()> {
         let seed = self.nodes.iter().enumerate().find(|(index, other)| *index != node && other.is_running());
         let (_, seed) = seed.context("no node runs that could be joined")?;
-        self.client_of(node)?.cluster_join(&seed.addresses.client).await.with_context(|| format!("joining {}", self.nodes[node].label))?;
+        self.client_of(node)?
+            .cluster_join(&seed.addresses.client)
+            .await
+            .with_context(|| format!("joining {}", self.nodes[node].label))?;
         Ok(())
     }
 
@@ -181,7 +184,11 @@ impl LocalCluster {
             }
             return Ok(());
         }
-        bail!("the cluster is not healthy within {START_TIMEOUT:?}: {}; logs in {}", problems.join("; "), self.launch.directory.display())
+        bail!(
+            "the cluster is not healthy within {START_TIMEOUT:?}: {}; logs in {}",
+            problems.join("; "),
+            self.launch.directory.display()
+        )
     }
 
     fn members(&self) -> usize {
@@ -197,7 +204,12 @@ impl LocalCluster {
     }
 }
 
-async fn spawn(launch: &Launch, label: &str, directory: &Path, again: Option<&Addresses>) -> Result<(Child, Addresses)> {
+async fn spawn(
+    launch: &Launch,
+    label: &str,
+    directory: &Path,
+    again: Option<&Addresses>,
+) -> Result<(Child, Addresses)> {
     let binary = launch.binary.clone().map_or_else(std::env::current_exe, Ok)?;
     let log = fs_err::OpenOptions::new().create(true).append(true).open(directory.join("log"))?;
     let any = "127.0.0.1:0".to_owned();

@@ -16,7 +16,13 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 #[command(name = "quorate", version, max_term_width = 110)]
 struct Arguments {
     /// Client addresses of any nodes, comma separated.
-    #[arg(long, global = true, env = "QUORATE_ENDPOINTS", value_delimiter = ',', default_value = "http://127.0.0.1:7700")]
+    #[arg(
+        long,
+        global = true,
+        env = "QUORATE_ENDPOINTS",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:7700"
+    )]
     endpoints: Vec<String>,
     /// How data is printed.
     #[arg(short = 'o', long, global = true, value_enum, default_value_t)]

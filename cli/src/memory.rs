@@ -127,7 +127,10 @@ pub async fn run(verb: Memory, endpoints: &[String], output: Format) -> Result<E
             let request = api::GetPointsRequest { collection, ids, with_vector, ..Default::default() };
             let points = client.get_points(&request).await?;
             let records: Vec<Value> = points.iter().map(|point| shown(point, with_vector)).collect();
-            output.list(&records, if with_vector { &["id", "version", "payload", "vector"] } else { &["id", "version", "payload"] });
+            output.list(
+                &records,
+                if with_vector { &["id", "version", "payload", "vector"] } else { &["id", "version", "payload"] },
+            );
             return Ok(ExitCode::from(u8::from(points.len() < asked)));
         }
         Memory::Delete { collection, ids } => {
@@ -183,7 +186,8 @@ fn batches(points: &[api::PointInput]) -> impl Iterator<Item = &[api::PointInput
 fn one(upsert: &Upsert) -> Result<api::PointInput> {
     let payload = upsert.payload.clone().unwrap_or_default();
     if !payload.is_empty() {
-        serde_json::from_str::<serde_json::Map<String, Value>>(&payload).map_err(|error| Usage(format!("--payload is not a JSON object: {error}")))?;
+        serde_json::from_str::<serde_json::Map<String, Value>>(&payload)
+            .map_err(|error| Usage(format!("--payload is not a JSON object: {error}")))?;
     }
     Ok(api::PointInput {
         id: upsert.id.clone().unwrap_or_default(),
@@ -194,7 +198,8 @@ fn one(upsert: &Upsert) -> Result<api::PointInput> {
 }
 
 fn vector(text: &str) -> Result<Vec<f32>> {
-    Ok(serde_json::from_str(text).map_err(|error| Usage(format!("--vector is not a JSON array of numbers: {error}")))?)
+    Ok(serde_json::from_str(text)
+        .map_err(|error| Usage(format!("--vector is not a JSON array of numbers: {error}")))?)
 }
 
 fn read_lines(file: &std::path::Path) -> Result<Vec<api::PointInput>> {
@@ -204,15 +209,23 @@ fn read_lines(file: &std::path::Path) -> Result<Vec<api::PointInput>> {
     };
     let mut points = Vec::new();
     for (number, line) in reader.lines().enumerate() {
-        let line: Line = serde_json::from_str(&line?).with_context(|| format!("line {} of {}", number + 1, file.display()))?;
+        let line: Line =
+            serde_json::from_str(&line?).with_context(|| format!("line {} of {}", number + 1, file.display()))?;
         let payload = line.payload.map(|fields| Value::Object(fields).to_string()).unwrap_or_default();
-        points.push(api::PointInput { id: line.id, vector: line.vector, payload: payload.into_bytes().into(), expected_version: None });
+        points.push(api::PointInput {
+            id: line.id,
+            vector: line.vector,
+            payload: payload.into_bytes().into(),
+            expected_version: None,
+        });
     }
     Ok(points)
 }
 
 async fn find(client: &Client, search: Search, output: Format) -> Result<ExitCode> {
-    let mut query = Query::new(search.collection, vector(&search.vector)?, search.k).consistency(search.consistency.wire()).with_payload();
+    let mut query = Query::new(search.collection, vector(&search.vector)?, search.k)
+        .consistency(search.consistency.wire())
+        .with_payload();
     if search.exact {
         query = query.exact();
     }
@@ -220,7 +233,9 @@ async fn find(client: &Client, search: Search, output: Format) -> Result<ExitCod
     let hits: Vec<Value> = response
         .hits
         .iter()
-        .map(|hit| json!({ "id": hit.id, "score": hit.score, "version": hit.version, "payload": payload(&hit.payload) }))
+        .map(
+            |hit| json!({ "id": hit.id, "score": hit.score, "version": hit.version, "payload": payload(&hit.payload) }),
+        )
         .collect();
     if output == Format::Json {
         output.record(&json!({ "hits": hits, "degraded_shards": response.degraded_shards }));
@@ -228,13 +243,20 @@ async fn find(client: &Client, search: Search, output: Format) -> Result<ExitCod
         output.list(&hits, &["id", "score", "version", "payload"]);
     }
     if !response.degraded_shards.is_empty() {
-        eprintln!("degraded: shards {:?} did not answer; hits of theirs are missing. See quorate cluster status", response.degraded_shards);
+        eprintln!(
+            "degraded: shards {:?} did not answer; hits of theirs are missing. See quorate cluster status",
+            response.degraded_shards
+        );
     }
     Ok(ExitCode::from(u8::from(!response.degraded_shards.is_empty())))
 }
 
 fn payload(bytes: &[u8]) -> Value {
-    if bytes.is_empty() { Value::Null } else { serde_json::from_slice(bytes).unwrap_or_else(|_| json!(String::from_utf8_lossy(bytes))) }
+    if bytes.is_empty() {
+        Value::Null
+    } else {
+        serde_json::from_slice(bytes).unwrap_or_else(|_| json!(String::from_utf8_lossy(bytes)))
+    }
 }
 
 fn shown(point: &api::Point, with_vector: bool) -> Value {

@@ -134,7 +134,8 @@ fn filter(level: &str) -> Result<EnvFilter> {
 
 /// Returns on SIGTERM, Ctrl-C or, if asked for, the end of standard input.
 async fn wait_for_stop(with_stdin: bool) -> Result<()> {
-    let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut terminated =
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).context("listening for SIGTERM")?;
     let (closing, closed) = tokio::sync::oneshot::channel::<()>();
     let mut open = Some(closing);
     if with_stdin {

@@ -64,7 +64,9 @@ fn cell(value: &Value) -> String {
             _ => number.to_string(),
         },
         Value::Array(items) => items.iter().map(cell).collect::<Vec<_>>().join(", "),
-        Value::Object(fields) => fields.iter().map(|(name, value)| format!("{name} {}", cell(value))).collect::<Vec<_>>().join(", "),
+        Value::Object(fields) => {
+            fields.iter().map(|(name, value)| format!("{name} {}", cell(value))).collect::<Vec<_>>().join(", ")
+        }
         Value::Bool(yes) => if *yes { "yes" } else { "no" }.to_owned(),
     }
 }

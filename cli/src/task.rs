@@ -157,7 +157,8 @@ async fn add(client: &Client, enqueue: Enqueue, output: Format) -> Result<ExitCo
 }
 
 async fn wait(client: &Client, id: u64, seconds: f64, output: Format) -> Result<ExitCode> {
-    let timeout = Duration::try_from_secs_f64(seconds).map_err(|_| Usage(format!("--timeout {seconds} is not a number of seconds")))?;
+    let timeout = Duration::try_from_secs_f64(seconds)
+        .map_err(|_| Usage(format!("--timeout {seconds} is not a number of seconds")))?;
     let answer = client.wait_task(id, timeout).await?;
     let task = answer.task.context("the answer carries no task")?;
     output.record(&shown(&task));
@@ -181,13 +182,17 @@ pub async fn queues(verb: Queue, endpoints: &[String], output: Format) -> Result
     let Queue::List = verb;
     let queues = Client::connect(endpoints)?.list_queues().await?;
     let records: Vec<Value> = queues.iter().map(queue_record).collect();
-    output.list(&records, &["name", "ready", "waiting", "granted", "completed", "dead_letters", "cancelled", "oldest_ready_s"]);
+    output.list(
+        &records,
+        &["name", "ready", "waiting", "granted", "completed", "dead_letters", "cancelled", "oldest_ready_s"],
+    );
     Ok(ExitCode::SUCCESS)
 }
 
 fn queue_record(queue: &api::Queue) -> Value {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let age = (queue.oldest_ready_at_us > 0).then(|| (now.as_micros() as i64 - queue.oldest_ready_at_us).max(0) as f64 / 1e6);
+    let age =
+        (queue.oldest_ready_at_us > 0).then(|| (now.as_micros() as i64 - queue.oldest_ready_at_us).max(0) as f64 / 1e6);
     json!({
         "name": queue.name, "ready": queue.ready, "waiting": queue.waiting, "granted": queue.granted,
         "completed": queue.completed, "dead_letters": queue.dead_letters, "cancelled": queue.cancelled,

@@ -48,7 +48,8 @@ impl Context {
         tokio::spawn(async move {
             group.stopped().await;
             if wanted() && !shutdown.is_cancelled() {
-                let reason = format!("the replica of {} on this node has stopped by a fault; the log says which", group.id());
+                let reason =
+                    format!("the replica of {} on this node has stopped by a fault; the log says which", group.id());
                 tracing::error!(group = %group.id(), "{reason}");
                 fault.send_replace(Some(reason));
             }

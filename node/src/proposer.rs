@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use quorate_raft::{Committed, Group, Leadership, ProposeError};
 use quorate_state::{Entry, LogTime, Operation, Reject, codec, control, shard};
 use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::timeout;
 
 use crate::error::Error;
 use crate::limits::{
@@ -31,6 +32,9 @@ use crate::limits::{
 };
 use crate::log_clock::{Clock, LogClock};
 use crate::metrics::{Metrics, ProposerMetrics};
+
+/// How long a failed entry waits for the news that the leadership is lost.
+const FAILED_PAUSE: Duration = Duration::from_millis(10);
 
 /// A command that a proposer can put into entries.
 pub trait Proposable: Clone + Send + Sync + Sized + 'static {
@@ -390,7 +394,11 @@ async fn lead<C: Proposable>(shared: &Arc<Shared<C>>, leadership: &mut watch::Re
         }
         tokio::select! {
             biased;
-            Some((flight, outcome)) = in_flight.next(), if !in_flight.is_empty() => flight.land(outcome, &shared.measured),
+            Some((flight, outcome)) = in_flight.next(), if !in_flight.is_empty() => {
+                let failed = outcome.is_err();
+                flight.land(outcome, &shared.measured);
+                if failed && !still_leads(leadership).await { break }
+            }
             () = shared.wake.notified(), if in_flight.len() < ENTRIES_IN_FLIGHT => {}
             changed = leadership.changed() => {
                 if changed.is_err() || !leadership.borrow().mine { break }
@@ -405,6 +413,13 @@ async fn lead<C: Proposable>(shared: &Arc<Shared<C>>, leadership: &mut watch::Re
     while let Some((flight, outcome)) = in_flight.next().await {
         flight.land(outcome, &shared.measured);
     }
+}
+
+/// After an entry has failed the leadership is mostly about to be lost. Until that is known here the next entries would
+/// fail as fast as they are formed, so the news gets a moment to arrive.
+async fn still_leads(leadership: &mut watch::Receiver<Leadership>) -> bool {
+    let changed = timeout(FAILED_PAUSE, leadership.changed()).await;
+    !matches!(changed, Ok(Err(_))) && leadership.borrow().mine
 }
 
 /// Makes an entry of what waits and what the matcher adds; `None` if there is nothing.

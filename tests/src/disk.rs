@@ -76,7 +76,11 @@ fn root(words: &[&str]) -> Result<()> {
         words.splice(..0, ["sudo", "-n"]);
     }
     let search = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-    let output = Command::new(words[0]).args(&words[1..]).env("PATH", search).output().with_context(|| format!("running {words:?}"))?;
+    let output = Command::new(words[0])
+        .args(&words[1..])
+        .env("PATH", search)
+        .output()
+        .with_context(|| format!("running {words:?}"))?;
     ensure!(output.status.success(), "{words:?} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(())
 }

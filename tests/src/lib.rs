@@ -33,7 +33,11 @@ pub fn binary() -> Result<PathBuf> {
     let test = std::env::current_exe()?;
     let profile = test.parent().and_then(|deps| deps.parent()).context("a test lies in target/<profile>/deps")?;
     let binary = profile.join("quorate");
-    ensure!(binary.exists(), "{} is not built: run make test, or cargo build --release -p quorate first", binary.display());
+    ensure!(
+        binary.exists(),
+        "{} is not built: run make test, or cargo build --release -p quorate first",
+        binary.display()
+    );
     Ok(binary)
 }
 
@@ -48,5 +52,7 @@ pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Result<Op
             }
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(60), asked).await.with_context(|| format!("after 60 s: {what}"))?
+    tokio::time::timeout(std::time::Duration::from_secs(60), asked)
+        .await
+        .with_context(|| format!("after 60 s: {what}"))?
 }

@@ -25,7 +25,10 @@ impl Shell {
 
 async fn quorate(words: &[&str]) -> Result<Output> {
     let child = Command::new(binary()?).args(words).stdin(Stdio::null()).kill_on_drop(true).output();
-    tokio::time::timeout(std::time::Duration::from_secs(60), child).await.with_context(|| format!("{words:?} hangs"))?.context("starting it")
+    tokio::time::timeout(std::time::Duration::from_secs(60), child)
+        .await
+        .with_context(|| format!("{words:?} hangs"))?
+        .context("starting it")
 }
 
 fn refused(output: &Output, code: i32, words: &[&str], expected: &[&str]) {
@@ -121,7 +124,18 @@ async fn a_node_refuses_what_it_cannot_start_on() -> Result<()> {
     let busy = std::net::TcpListener::bind("127.0.0.1:0")?;
     let address = busy.local_addr()?.to_string();
     let data = folder("busy");
-    let words = ["node", "start", "--data-dir", &data, "--client-listen", &address, "--peer-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
+    let words = [
+        "node",
+        "start",
+        "--data-dir",
+        &data,
+        "--client-listen",
+        &address,
+        "--peer-listen",
+        "127.0.0.1:0",
+        "--http-listen",
+        "127.0.0.1:0",
+    ];
     refused(&quorate(&words).await?, 1, &words, &[&address, "in use"]);
 
     let first = TestCluster::start(1).await?;

@@ -7,10 +7,13 @@ use tokio::process::Command;
 
 async fn json(words: &[&str]) -> Result<Value> {
     let child = Command::new(binary()?).args(words).args(["-o", "json"]).kill_on_drop(true).output();
-    let output = tokio::time::timeout(std::time::Duration::from_secs(180), child).await.with_context(|| format!("{words:?} hangs"))??;
+    let output = tokio::time::timeout(std::time::Duration::from_secs(180), child)
+        .await
+        .with_context(|| format!("{words:?} hangs"))??;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "quorate {words:?} ended with {}: {said}", output.status);
-    serde_json::from_slice(&output.stdout).with_context(|| format!("quorate {words:?} printed {:?}", String::from_utf8_lossy(&output.stdout)))
+    serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("quorate {words:?} printed {:?}", String::from_utf8_lossy(&output.stdout)))
 }
 
 fn number(record: &Value, field: &str) -> f64 {
@@ -38,13 +41,35 @@ async fn the_demo_also_runs_over_one_shard() -> Result<()> {
 
 #[tokio::test]
 async fn the_benches_print_the_fields_that_they_promise() -> Result<()> {
-    let tasks = json(&["bench", "tasks", "--spawn", "3", "--seconds", "2", "--producers", "8", "--agents", "4"]).await?;
-    for field in ["/enqueued_per_s", "/completed_per_s", "/enqueue_ms/p50", "/dispatch_ms/p99", "/cycle_ms/p999", "/cycle_ms/max"] {
+    let tasks =
+        json(&["bench", "tasks", "--spawn", "3", "--seconds", "2", "--producers", "8", "--agents", "4"]).await?;
+    for field in [
+        "/enqueued_per_s",
+        "/completed_per_s",
+        "/enqueue_ms/p50",
+        "/dispatch_ms/p99",
+        "/cycle_ms/p999",
+        "/cycle_ms/max",
+    ] {
         assert!(number(&tasks, field) > 0.0, "{field} of {tasks}");
     }
     assert_eq!(number(&tasks, "/errors"), 0.0, "{tasks}");
 
-    let open = json(&["bench", "tasks", "--spawn", "1", "--seconds", "2", "--rate", "100", "--agents", "2", "--producers", "2"]).await?;
+    let open = json(&[
+        "bench",
+        "tasks",
+        "--spawn",
+        "1",
+        "--seconds",
+        "2",
+        "--rate",
+        "100",
+        "--agents",
+        "2",
+        "--producers",
+        "2",
+    ])
+    .await?;
     assert!((80.0..=120.0).contains(&number(&open, "/enqueued_per_s")), "an open loop of 100 a second: {open}");
 
     let failover = json(&["bench", "failover", "--spawn", "3", "--kills", "1"]).await?;
@@ -55,7 +80,8 @@ async fn the_benches_print_the_fields_that_they_promise() -> Result<()> {
     let file = |name: &str| format!("{sample}/{name}.npy");
     let (vectors, queries, truth) = (file("vectors"), file("queries"), file("truth"));
     let files = ["--vectors", &vectors, "--queries", &queries, "--truth", &truth, "--seconds", "1"];
-    let memory = json(&[&["bench", "memory", "--spawn", "1", "--k", "10", "--threads", "2"], &files[..]].concat()).await?;
+    let memory =
+        json(&[&["bench", "memory", "--spawn", "1", "--k", "10", "--threads", "2"], &files[..]].concat()).await?;
     assert!(number(&memory, "/recall") >= 0.95, "{memory}");
     for field in ["/load_points_per_s", "/ready_s", "/qps", "/search_ms/p50", "/resident_bytes_per_vector"] {
         assert!(number(&memory, field) > 0.0, "{field} of {memory}");

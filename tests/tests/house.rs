@@ -43,7 +43,10 @@ fn crates_know_only_those_they_may_know() -> Result<()> {
     for (folder, allowed) in allowed() {
         let known = dependencies(&manifest(&root().join(folder))?);
         for name in known.iter().filter(|name| name.starts_with("quorate")) {
-            assert!(allowed.contains(name.as_str()), "{folder} must not know {name}; see the layers in ARCHITECTURE.md");
+            assert!(
+                allowed.contains(name.as_str()),
+                "{folder} must not know {name}; see the layers in ARCHITECTURE.md"
+            );
         }
     }
     let members = manifest(&root())?["workspace"]["members"].as_array().context("the workspace has members")?.len();
@@ -74,10 +77,16 @@ fn only_the_codec_names_bincode_and_only_the_index_is_unsafe() -> Result<()> {
         let name = file.strip_prefix(root())?.to_string_lossy().into_owned();
         let code = || text.lines().filter(|line| !line.trim_start().starts_with("//"));
         if name != "raft/state/src/codec.rs" && name != "tests/tests/house.rs" {
-            assert!(!code().any(|line| line.contains("bincode")), "{name} names bincode, which raft/state/src/codec.rs hides");
+            assert!(
+                !code().any(|line| line.contains("bincode")),
+                "{name} names bincode, which raft/state/src/codec.rs hides"
+            );
         }
         if !name.starts_with("index/") && name != "tests/tests/house.rs" {
-            assert!(!code().any(|line| line.contains("unsafe ")), "{name} has unsafe code, which belongs to index alone");
+            assert!(
+                !code().any(|line| line.contains("unsafe ")),
+                "{name} has unsafe code, which belongs to index alone"
+            );
         }
     }
     Ok(())
@@ -91,7 +100,10 @@ fn files_are_short_and_finished() -> Result<()> {
         let lines = text.lines().count();
         assert!(lines <= 900, "{name} has {lines} lines: split it where a concept ends");
         let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        assert!(!["utils", "util", "common", "types_all", "helpers"].contains(&stem.as_str()), "{name}: a name that says nothing");
+        assert!(
+            !["utils", "util", "common", "types_all", "helpers"].contains(&stem.as_str()),
+            "{name}: a name that says nothing"
+        );
         if name == "tests/tests/house.rs" {
             continue;
         }

@@ -384,9 +384,8 @@ async fn bad_points_and_searches_are_refused(client: &Client, collection: &str) 
     let many = (0..1_001).map(|n| point(n.to_string(), n)).collect();
     assert_eq!(refusal(client.upsert(collection, many).await)?.0, ErrorReason::TooLarge);
 
-    let search = async |vector: Vec<f32>, k: u32| {
-        anyhow::Ok(refusal(client.search(&search(collection, vector, k)).await)?.0)
-    };
+    let search =
+        async |vector: Vec<f32>, k: u32| anyhow::Ok(refusal(client.search(&search(collection, vector, k)).await)?.0);
     assert_eq!(search(vec![1.0], 1).await?, ErrorReason::WrongDimension);
     assert_eq!(search(vec![f32::INFINITY; DIMENSION], 1).await?, ErrorReason::NotFinite);
     assert_eq!(search(vector(1), 0).await?, ErrorReason::InvalidArgument);

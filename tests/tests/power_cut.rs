@@ -20,7 +20,8 @@ async fn nothing_acknowledged_is_lost_in_a_power_cut() -> Result<()> {
     client.create_collection(NewCollection::new("points", DIMENSION)).await?;
     for round in 0..2 {
         let stop = Arc::new(AtomicBool::new(false));
-        let writers: Vec<_> = (0..WRITERS).map(|writer| tokio::spawn(write(client.clone(), round, writer, stop.clone()))).collect();
+        let writers: Vec<_> =
+            (0..WRITERS).map(|writer| tokio::spawn(write(client.clone(), round, writer, stop.clone()))).collect();
         let seen = eventually("some hundred tasks are acknowledged", async || {
             let queued: u64 = client.list_queues().await?.iter().map(|queue| queue.ready).sum();
             Ok((queued > 500 * (round as u64 + 1)).then_some(queued))
@@ -33,7 +34,11 @@ async fn nothing_acknowledged_is_lost_in_a_power_cut() -> Result<()> {
         for writer in writers {
             acknowledged.add(writer.await?);
         }
-        ensure!(acknowledged.tasks.len() > 100, "the load was too light to prove anything: {} of {seen}", acknowledged.tasks.len());
+        ensure!(
+            acknowledged.tasks.len() > 100,
+            "the load was too light to prove anything: {} of {seen}",
+            acknowledged.tasks.len()
+        );
         disk.power_on()?;
         cluster.restart(0).await?;
         cluster.wait_healthy().await?;
@@ -57,11 +62,25 @@ impl Acknowledged {
     async fn find(&self, client: &Client) -> Result<()> {
         for task in &self.tasks {
             let found = client.get_task(*task).await?;
-            ensure!(found.payload.as_ref() == payload(found.queue.as_str()).as_slice(), "task {task} came back with another payload");
+            ensure!(
+                found.payload.as_ref() == payload(found.queue.as_str()).as_slice(),
+                "task {task} came back with another payload"
+            );
         }
         for ids in self.points.chunks(100) {
-            let found = client.get_points(&api::GetPointsRequest { collection: "points".into(), ids: ids.to_vec(), ..Default::default() }).await?;
-            ensure!(found.len() == ids.len(), "{} of {} acknowledged points are gone", ids.len() - found.len(), ids.len());
+            let found = client
+                .get_points(&api::GetPointsRequest {
+                    collection: "points".into(),
+                    ids: ids.to_vec(),
+                    ..Default::default()
+                })
+                .await?;
+            ensure!(
+                found.len() == ids.len(),
+                "{} of {} acknowledged points are gone",
+                ids.len() - found.len(),
+                ids.len()
+            );
         }
         Ok(())
     }
@@ -86,7 +105,9 @@ async fn write(client: Client, round: usize, writer: usize, stop: Arc<AtomicBool
         let vector = (0..DIMENSION).map(|place| (place as f32 + number as f32).sin()).collect();
         let point = api::PointInput { id: id.clone(), vector, ..Default::default() };
         match client.upsert("points", vec![point]).await {
-            Ok(response) if response.outcomes.iter().all(|outcome| outcome.error.is_none()) => acknowledged.points.push(id),
+            Ok(response) if response.outcomes.iter().all(|outcome| outcome.error.is_none()) => {
+                acknowledged.points.push(id)
+            }
             _ => {}
         }
     }

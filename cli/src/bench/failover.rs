@@ -58,14 +58,16 @@ impl Ledger {
 /// Runs the kills and prints the figures; fails if anything was lost or completed twice.
 pub(super) async fn run(bench: Failover, endpoints: &[String], output: Format) -> Result<ExitCode> {
     let Measured { client, spawned } = bench.target.reach(endpoints).await?;
-    let (mut cluster, _directory) = spawned.ok_or_else(|| Usage("bench failover kills nodes: it needs --spawn 3".into()))?;
+    let (mut cluster, _directory) =
+        spawned.ok_or_else(|| Usage("bench failover kills nodes: it needs --spawn 3".into()))?;
     let ledger = Arc::new(Mutex::new(Ledger::default()));
     let mut agents = Vec::new();
     for number in 0..AGENTS {
         agents.push(agent(&client, number, &ledger)?);
     }
     let stop = CancellationToken::new();
-    let producers: Vec<_> = (0..PRODUCERS).map(|_| tokio::spawn(produce(client.clone(), ledger.clone(), stop.clone()))).collect();
+    let producers: Vec<_> =
+        (0..PRODUCERS).map(|_| tokio::spawn(produce(client.clone(), ledger.clone(), stop.clone()))).collect();
     let mut gaps = Latencies::new();
     for kill in 1..=bench.kills {
         tokio::time::sleep(STEADY).await;
@@ -76,7 +78,12 @@ pub(super) async fn run(bench: Failover, endpoints: &[String], output: Format) -
         resumed(&ledger, before).await.with_context(|| format!("after kill {kill}"))?;
         let gap = ledger.lock().longest;
         gaps.record(gap);
-        eprintln!("kill {kill} of {}: {} led; gap {:.0} ms", bench.kills, cluster.nodes[leader].label(), gap.as_secs_f64() * 1e3);
+        eprintln!(
+            "kill {kill} of {}: {} led; gap {:.0} ms",
+            bench.kills,
+            cluster.nodes[leader].label(),
+            gap.as_secs_f64() * 1e3
+        );
         cluster.restart(leader).await?;
         cluster.wait_healthy().await?;
     }

@@ -64,9 +64,18 @@ pub(super) async fn run(bench: Memory, endpoints: &[String], output: Format) -> 
     let vectors = dataset::matrix(&read(&bench.vectors)?).with_context(|| bench.vectors.display().to_string())?;
     let queries = dataset::matrix(&read(&bench.queries)?).with_context(|| bench.queries.display().to_string())?;
     let truth = dataset::truth(&read(&bench.truth)?).with_context(|| bench.truth.display().to_string())?;
-    ensure!(vectors.columns == queries.columns, Usage(format!("vectors have {} dimensions, queries {}", vectors.columns, queries.columns)));
-    ensure!(truth.questions() == queries.rows(), Usage(format!("--truth has {} rows for {} queries", truth.questions(), queries.rows())));
-    ensure!(truth.depth() >= bench.k as usize, Usage(format!("--truth knows {} neighbours, --k asks for {}", truth.depth(), bench.k)));
+    ensure!(
+        vectors.columns == queries.columns,
+        Usage(format!("vectors have {} dimensions, queries {}", vectors.columns, queries.columns))
+    );
+    ensure!(
+        truth.questions() == queries.rows(),
+        Usage(format!("--truth has {} rows for {} queries", truth.questions(), queries.rows()))
+    );
+    ensure!(
+        truth.depth() >= bench.k as usize,
+        Usage(format!("--truth knows {} neighbours, --k asks for {}", truth.depth(), bench.k))
+    );
     ensure!(vectors.rows() > 0 && queries.rows() > 0, Usage("--vectors and --queries have at least one row".into()));
     ensure!(bench.threads > 0, Usage("--threads is at least 1".into()));
     check_seconds(bench.seconds)?;
@@ -79,9 +88,17 @@ pub(super) async fn run(bench: Memory, endpoints: &[String], output: Format) -> 
     Ok(ExitCode::SUCCESS)
 }
 
-async fn measure(bench: &Memory, measured: &Measured, vectors: Matrix, queries: Matrix, truth: &Truth) -> Result<Value> {
+async fn measure(
+    bench: &Memory,
+    measured: &Measured,
+    vectors: Matrix,
+    queries: Matrix,
+    truth: &Truth,
+) -> Result<Value> {
     let client = &measured.client;
-    let collection = NewCollection::new(COLLECTION, u32::try_from(vectors.columns)?).metric(bench.metric.wire()).shards(bench.shards);
+    let collection = NewCollection::new(COLLECTION, u32::try_from(vectors.columns)?)
+        .metric(bench.metric.wire())
+        .shards(bench.shards);
     client.create_collection(collection).await?;
     let cluster = measured.spawned.as_ref().map(|(cluster, _)| cluster);
     let resident_before = cluster.map(resident).transpose()?;
@@ -93,7 +110,9 @@ async fn measure(bench: &Memory, measured: &Measured, vectors: Matrix, queries: 
     let ready = started.elapsed();
     let resident_after = cluster.map(resident).transpose()?;
     let replicas = cluster.map_or(1, |cluster| if cluster.nodes.len() >= 3 { 3 } else { 1 });
-    let per_vector = resident_before.zip(resident_after).map(|(before, after)| (after.saturating_sub(before) as f64 / (points * replicas) as f64).round());
+    let per_vector = resident_before
+        .zip(resident_after)
+        .map(|(before, after)| (after.saturating_sub(before) as f64 / (points * replicas) as f64).round());
     let queries = Arc::new(queries);
     let recall = recall(client, &queries, truth, bench).await?;
     let (searches, latencies) = search_loop(client, &queries, bench).await?;
@@ -114,7 +133,11 @@ async fn load(client: &Client, vectors: Matrix) -> Result<()> {
         async move {
             let rows = first..(first + BATCH).min(vectors.rows());
             let points = rows
-                .map(|row| api::PointInput { id: row.to_string(), vector: vectors.row(row).to_vec(), ..Default::default() })
+                .map(|row| api::PointInput {
+                    id: row.to_string(),
+                    vector: vectors.row(row).to_vec(),
+                    ..Default::default()
+                })
                 .collect();
             let response = client.upsert(COLLECTION, points).await?;
             let refused = response.outcomes.iter().find_map(|outcome| outcome.error.as_ref());
@@ -139,11 +162,18 @@ async fn wait_sealed(client: &Client, cluster: Option<&LocalCluster>, points: u6
         loop {
             tick.tick().await;
             let collections = client.list_collections().await?;
-            let collection = collections.iter().find(|collection| collection.name == COLLECTION).context("the collection is gone")?;
+            let collection = collections
+                .iter()
+                .find(|collection| collection.name == COLLECTION)
+                .context("the collection is gone")?;
             if collection.points == points && collection.sealed {
                 break;
             }
-            ensure!(Instant::now() < deadline, "not sealed after {SEAL:?}: {} of {points} points are", collection.sealed_points);
+            ensure!(
+                Instant::now() < deadline,
+                "not sealed after {SEAL:?}: {} of {points} points are",
+                collection.sealed_points
+            );
         }
     }
     Ok(())
@@ -154,7 +184,10 @@ fn resident(cluster: &LocalCluster) -> Result<u64> {
     let mut total = 0;
     for pid in cluster.nodes.iter().filter_map(crate::local_cluster::LocalNode::pid) {
         let status = fs_err::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("the kernel does not state RssAnon")?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"))
+            .context("the kernel does not state RssAnon")?;
         total += line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024;
     }
     Ok(total)
@@ -166,7 +199,9 @@ fn request(query: &[f32], k: u32) -> Search {
 
 async fn recall(client: &Client, queries: &Arc<Matrix>, truth: &Truth, bench: &Memory) -> Result<f64> {
     let answers: Vec<(usize, api::SearchResponse)> = stream::iter(0..queries.rows())
-        .map(|question| async move { Ok::<_, anyhow::Error>((question, client.search(&request(queries.row(question), bench.k)).await?)) })
+        .map(|question| async move {
+            Ok::<_, anyhow::Error>((question, client.search(&request(queries.row(question), bench.k)).await?))
+        })
         .buffer_unordered(bench.threads)
         .try_collect()
         .await?;

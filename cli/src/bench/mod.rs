@@ -63,7 +63,10 @@ impl Target {
 
 /// Refuses a length of load that is none: more than nothing, at most a day.
 fn check_seconds(seconds: f64) -> Result<()> {
-    ensure!(seconds > 0.0 && seconds <= 86_400.0, Usage(format!("--seconds {seconds}: more than 0 and at most 86400 are possible")));
+    ensure!(
+        seconds > 0.0 && seconds <= 86_400.0,
+        Usage(format!("--seconds {seconds}: more than 0 and at most 86400 are possible"))
+    );
     Ok(())
 }
 

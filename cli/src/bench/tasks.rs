@@ -97,7 +97,10 @@ impl Ledger {
 pub(super) async fn run(load: Tasks, endpoints: &[String], output: Format) -> Result<ExitCode> {
     ensure!(load.payload >= 8, Usage("--payload is at least 8 bytes: the task's number is in it".into()));
     ensure!(load.producers > 0 && load.in_flight > 0, Usage("--producers and --in-flight are at least 1".into()));
-    ensure!(load.rate.is_none_or(|rate| (0.01..=1e7).contains(&rate)), Usage("--rate is between 0.01 and 10000000 a second".into()));
+    ensure!(
+        load.rate.is_none_or(|rate| (0.01..=1e7).contains(&rate)),
+        Usage("--rate is between 0.01 and 10000000 a second".into())
+    );
     check_seconds(load.seconds)?;
     let measured = load.target.reach(endpoints).await?;
     let warm_up = Duration::from_secs(1);
@@ -105,7 +108,13 @@ pub(super) async fn run(load: Tasks, endpoints: &[String], output: Format) -> Re
         started: Instant::now(),
         window: (warm_up, warm_up + Duration::from_secs_f64(load.seconds)),
         under_way: Mutex::new(Vec::new()),
-        counted: Mutex::new(Counted { enqueued: 0, completed: 0, enqueue: Latencies::new(), dispatch: Latencies::new(), cycle: Latencies::new() }),
+        counted: Mutex::new(Counted {
+            enqueued: 0,
+            completed: 0,
+            enqueue: Latencies::new(),
+            dispatch: Latencies::new(),
+            cycle: Latencies::new(),
+        }),
         errors: AtomicU64::new(0),
     });
     let mut agents = Vec::new();
@@ -113,7 +122,9 @@ pub(super) async fn run(load: Tasks, endpoints: &[String], output: Format) -> Re
         agents.push(agent(&measured.client, number, &ledger)?);
     }
     let load = Arc::new(load);
-    let producers: Vec<_> = (0..load.producers).map(|number| tokio::spawn(produce(measured.client.clone(), ledger.clone(), load.clone(), number))).collect();
+    let producers: Vec<_> = (0..load.producers)
+        .map(|number| tokio::spawn(produce(measured.client.clone(), ledger.clone(), load.clone(), number)))
+        .collect();
     for producer in producers {
         producer.await?;
     }
@@ -170,7 +181,8 @@ async fn produce(client: Client, ledger: Arc<Ledger>, load: Arc<Tasks>, producer
     let mut flight = tokio::task::JoinSet::new();
     let permits = Arc::new(Semaphore::new(load.in_flight));
     let spacing = load.rate.map(|rate| Duration::from_secs_f64(load.producers as f64 / rate));
-    let mut due = Instant::now() + spacing.map_or(Duration::ZERO, |spacing| spacing.mul_f64(producer as f64 / load.producers as f64));
+    let mut due = Instant::now()
+        + spacing.map_or(Duration::ZERO, |spacing| spacing.mul_f64(producer as f64 / load.producers as f64));
     while ledger.started.elapsed() < ledger.window.1 {
         let permit = match spacing {
             Some(spacing) => {

@@ -70,7 +70,10 @@ async fn ingest(client: &Client, data: &Dataset, from: usize, to: usize) -> Resu
         .map(|row| api::PointInput {
             id: row.to_string(),
             vector: data.vectors.row(row).to_vec(),
-            payload: json!({ "text": data.points[row].text, "category": data.points[row].category }).to_string().into_bytes().into(),
+            payload: json!({ "text": data.points[row].text, "category": data.points[row].category })
+                .to_string()
+                .into_bytes()
+                .into(),
             expected_version: None,
         })
         .collect();
@@ -81,9 +84,7 @@ async fn ingest(client: &Client, data: &Dataset, from: usize, to: usize) -> Resu
 /// Answers a question from memory and leaves a review behind.
 async fn research(client: &Client, data: &Dataset, number: usize) -> Result<Output> {
     let vector = data.query_vectors.row(number).to_vec();
-    let found = client
-        .search(&Search::new(GLOSSES, vector.clone(), 5).with_payload())
-        .await?;
+    let found = client.search(&Search::new(GLOSSES, vector.clone(), 5).with_payload()).await?;
     ensure!(found.degraded_shards.is_empty(), "shards {:?} did not answer", found.degraded_shards);
     let answers: Vec<serde_json::Value> = found
         .hits
@@ -92,7 +93,17 @@ async fn research(client: &Client, data: &Dataset, number: usize) -> Result<Outp
         .collect();
     let finding = json!({ "question": data.questions[number].text, "answers": answers });
     let payload = finding.to_string().into_bytes();
-    write(client, FINDINGS, vec![api::PointInput { id: work::finding_id(number), vector, payload: payload.clone().into(), expected_version: None }]).await?;
+    write(
+        client,
+        FINDINGS,
+        vec![api::PointInput {
+            id: work::finding_id(number),
+            vector,
+            payload: payload.clone().into(),
+            expected_version: None,
+        }],
+    )
+    .await?;
     let review = NewTask::new(REVIEW, serde_json::to_vec(&Assignment::Question { number })?);
     Ok(Output::new(payload).child(review))
 }
@@ -100,12 +111,12 @@ async fn research(client: &Client, data: &Dataset, number: usize) -> Result<Outp
 /// Reads a finding back and holds its best answer against a search of every point.
 async fn review(client: &Client, data: &Dataset, number: usize) -> Result<Output> {
     let id = work::finding_id(number);
-    let points = client.get_points(&api::GetPointsRequest { collection: FINDINGS.into(), ids: vec![id.clone()], ..Default::default() }).await?;
+    let points = client
+        .get_points(&api::GetPointsRequest { collection: FINDINGS.into(), ids: vec![id.clone()], ..Default::default() })
+        .await?;
     let finding = points.first().with_context(|| format!("{id} was acknowledged and is not there"))?;
     let finding: serde_json::Value = serde_json::from_slice(&finding.payload)?;
-    let exact = client
-        .search(&Search::new(GLOSSES, data.query_vectors.row(number).to_vec(), 1).exact())
-        .await?;
+    let exact = client.search(&Search::new(GLOSSES, data.query_vectors.row(number).to_vec(), 1).exact()).await?;
     let best = exact.hits.first().context("the memory is empty")?;
     let agrees = finding["answers"][0]["id"] == json!(best.id);
     Ok(Output::new(json!({ "finding": id, "agrees": agrees }).to_string().into_bytes()))

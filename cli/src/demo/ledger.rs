@@ -54,7 +54,8 @@ impl Ledger {
 
     /// Acknowledged tasks that are not completed. One whose acknowledgement was lost with a leader is found by asking.
     pub(super) async fn lost_tasks(&self, client: &Client) -> Result<usize> {
-        let unseen: Vec<u64> = self.0.lock().tasks.iter().filter(|(_, times)| **times == 0).map(|(task, _)| *task).collect();
+        let unseen: Vec<u64> =
+            self.0.lock().tasks.iter().filter(|(_, times)| **times == 0).map(|(task, _)| *task).collect();
         let mut lost = 0;
         for id in unseen {
             if is_completed(client, id).await? {

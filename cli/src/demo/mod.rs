@@ -88,7 +88,10 @@ pub async fn run(demo: Demo, output: Format) -> Result<ExitCode> {
         "seconds": started.elapsed().as_secs_f64(),
     }));
     let good = lost == 0 && duplicates == 0 && recall >= LEAST_RECALL;
-    eprintln!("{}", if good { "nothing was lost, nothing was completed twice" } else { "the demo FAILED: see the figures above" });
+    eprintln!(
+        "{}",
+        if good { "nothing was lost, nothing was completed twice" } else { "the demo FAILED: see the figures above" }
+    );
     if demo.keep {
         keep(&cluster).await?;
     }
@@ -127,14 +130,18 @@ async fn kill_leader(stage: &Stage, cluster: &mut LocalCluster) -> Result<f64> {
     let killed = Instant::now();
     work::enqueue(stage, vec![NewTask::new(agents::PROBE, Vec::new())]).await.context("after the leader was killed")?;
     let gap = killed.elapsed().as_secs_f64() * 1e3;
-    stage.bars.println(format!("killed {} (kill -9), which led: a new leader acknowledged after {gap:.0} ms", cluster.nodes[leader].label()))?;
+    stage.bars.println(format!(
+        "killed {} (kill -9), which led: a new leader acknowledged after {gap:.0} ms",
+        cluster.nodes[leader].label()
+    ))?;
     cluster.restart(leader).await?;
     stage.bars.println(format!("{} is back", cluster.nodes[leader].label()))?;
     Ok((gap * 10.0).round() / 10.0)
 }
 
 fn bar(stage: &Stage, name: &'static str, length: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {elapsed}").unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {elapsed}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = stage.bars.add(ProgressBar::new(length as u64)).with_style(style).with_prefix(name);
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
@@ -144,7 +151,13 @@ async fn keep(cluster: &LocalCluster) -> Result<()> {
     let endpoints = cluster.endpoints().join(",");
     eprintln!("the cluster stays up; press Ctrl-C to end it. Try next:");
     eprintln!("  export QUORATE_ENDPOINTS={endpoints}");
-    for verb in ["cluster status", "queue list", "task list --queue research --limit 5", "collection list", "memory get findings question-0"] {
+    for verb in [
+        "cluster status",
+        "queue list",
+        "task list --queue research --limit 5",
+        "collection list",
+        "memory get findings question-0",
+    ] {
         eprintln!("  quorate {verb}");
     }
     tokio::signal::ctrl_c().await.context("waiting for Ctrl-C")

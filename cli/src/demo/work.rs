@@ -23,7 +23,10 @@ pub(super) fn finding_id(question: usize) -> String {
 }
 
 pub(super) fn ingest_tasks(points: usize) -> Vec<NewTask> {
-    (0..points).step_by(ROWS).map(|from| task(INGEST, &Assignment::Rows { from, to: (from + ROWS).min(points) })).collect()
+    (0..points)
+        .step_by(ROWS)
+        .map(|from| task(INGEST, &Assignment::Rows { from, to: (from + ROWS).min(points) }))
+        .collect()
 }
 
 pub(super) fn research_tasks(questions: usize) -> Vec<NewTask> {
@@ -63,11 +66,24 @@ pub(super) async fn watch(stage: &Stage, role: &str, bar: &ProgressBar, share: f
 }
 
 /// How many of the points are there.
-pub(super) async fn points_found(stage: &Stage, collection: &str, count: usize, id: impl Fn(usize) -> String) -> Result<usize> {
+pub(super) async fn points_found(
+    stage: &Stage,
+    collection: &str,
+    count: usize,
+    id: impl Fn(usize) -> String,
+) -> Result<usize> {
     let ids: Vec<String> = (0..count).map(id).collect();
     let mut found = 0;
     for chunk in ids.chunks(500) {
-        found += stage.client.get_points(&api::GetPointsRequest { collection: collection.to_owned(), ids: chunk.to_vec(), ..Default::default() }).await?.len();
+        found += stage
+            .client
+            .get_points(&api::GetPointsRequest {
+                collection: collection.to_owned(),
+                ids: chunk.to_vec(),
+                ..Default::default()
+            })
+            .await?
+            .len();
     }
     Ok(found)
 }
@@ -80,7 +96,9 @@ pub(super) async fn recall(stage: &Stage) -> Result<f64> {
             let vector = stage.data.query_vectors.row(question).to_vec();
             let answer = stage.client.search(&Search::new(GLOSSES, vector, 10)).await?;
             let nearest = stage.data.truth.nearest(question, 10);
-            Ok::<_, anyhow::Error>(answer.hits.iter().filter(|hit| hit.id.parse::<i32>().is_ok_and(|row| nearest.contains(&row))).count())
+            Ok::<_, anyhow::Error>(
+                answer.hits.iter().filter(|hit| hit.id.parse::<i32>().is_ok_and(|row| nearest.contains(&row))).count(),
+            )
         })
         .buffer_unordered(8)
         .try_collect()

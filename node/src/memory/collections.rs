@@ -112,9 +112,7 @@ impl Inner {
         call: impl Fn(CollectionRecord) -> F,
     ) -> Result<T, Error> {
         match call(self.collection(name, deadline).await?).await {
-            Err(error) if error.reason == ErrorReason::StaleRoute => {
-                call(self.collection(name, deadline).await?).await
-            }
+            Err(error) if error.reason == ErrorReason::StaleRoute => call(self.collection(name, deadline).await?).await,
             answer => answer,
         }
     }

@@ -31,7 +31,8 @@ impl Inner {
         id: RequestId,
         deadline: Instant,
     ) -> Result<v1::UpsertResponse, Error> {
-        self.on_collection(&request.collection, deadline, |record| self.put(record, &request.points, id, deadline)).await
+        self.on_collection(&request.collection, deadline, |record| self.put(record, &request.points, id, deadline))
+            .await
     }
 
     async fn put(

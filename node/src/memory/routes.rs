@@ -68,8 +68,7 @@ impl Attempts {
     /// Takes note of a failure. Returns what to answer if no other attempt can help.
     fn note(&mut self, error: Error) -> Result<(), Error> {
         // A write that was applied and whose answer is damaged ends as INTERNAL too.
-        self.uncertain |=
-            self.is_write && matches!(error.reason, ErrorReason::OutcomeUnknown | ErrorReason::Internal);
+        self.uncertain |= self.is_write && matches!(error.reason, ErrorReason::OutcomeUnknown | ErrorReason::Internal);
         // A replica whose rows or index are damaged does not speak for the others.
         let another_replica = !self.is_write && error.reason == ErrorReason::Internal;
         if !another_replica && !may_pass(error.reason) {

@@ -111,7 +111,9 @@ impl Audit {
         if !self.tokens.insert(token) {
             wrong.push(format!("token {token} was given twice"));
         }
-        let Some(task) = self.tasks.get_mut(&id) else { return wrong.push(format!("task {id} is granted and unknown")) };
+        let Some(task) = self.tasks.get_mut(&id) else {
+            return wrong.push(format!("task {id} is granted and unknown"));
+        };
         if let Some((other, holder)) = task.current {
             wrong.push(format!("task {id} is granted to session {session} while session {holder} has it as {other}"));
         }
@@ -130,7 +132,9 @@ impl Audit {
         ids: &[TaskId],
         wrong: &mut Wrong,
     ) {
-        let Some(task) = self.tasks.get_mut(&id) else { return wrong.push(format!("task {id} is completed and unknown")) };
+        let Some(task) = self.tasks.get_mut(&id) else {
+            return wrong.push(format!("task {id} is completed and unknown"));
+        };
         match &task.completed {
             Some((by, before)) if *by == token && before == ids => return,
             Some((by, _)) => return wrong.push(format!("task {id} completes twice: by {by} and by {token}")),
@@ -183,10 +187,14 @@ impl Audit {
         }
         match self.tasks.get(&id) {
             Some(task) if task.payload == payload => None,
-            Some(task) => {
-                Some(format!("{} was acknowledged as task {id}, which is {}", work::name(payload), work::name(&task.payload)))
+            Some(task) => Some(format!(
+                "{} was acknowledged as task {id}, which is {}",
+                work::name(payload),
+                work::name(&task.payload)
+            )),
+            None => {
+                Some(format!("{} was acknowledged as task {id}, which no replica has applied", work::name(payload)))
             }
-            None => Some(format!("{} was acknowledged as task {id}, which no replica has applied", work::name(payload))),
         }
     }
 
@@ -197,7 +205,9 @@ impl Audit {
         let completed = self.tasks.get(&id).and_then(|task| task.completed.as_ref());
         match completed {
             Some((_, ids)) if ids.iter().map(|id| id.0).eq(children.iter().copied()) => None,
-            Some((_, ids)) => Some(format!("the completion of task {id} has children {ids:?} and was acknowledged with {children:?}")),
+            Some((_, ids)) => {
+                Some(format!("the completion of task {id} has children {ids:?} and was acknowledged with {children:?}"))
+            }
             None => Some(format!("the completion of task {id} was acknowledged and no replica has applied it")),
         }
     }

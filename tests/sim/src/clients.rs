@@ -110,7 +110,9 @@ async fn repeat(world: Arc<World>, client: Client, sent: Sent) {
             let mut history = world.history.lock();
             history.operations += 1;
             if task != first {
-                history.violation(format!("{payload} was acknowledged as task {first}, and as task {task} when it was sent again"));
+                history.violation(format!(
+                    "{payload} was acknowledged as task {first}, and as task {task} when it was sent again"
+                ));
             }
         }
     }
@@ -131,7 +133,8 @@ async fn read(world: Arc<World>, client: Client) {
                 let mut history = world.history.lock();
                 history.operations += 1;
                 if completed && found.state() != TaskState::Completed {
-                    history.violation(format!("stale read: task {task} is completed and was read as {:?}", found.state()));
+                    history
+                        .violation(format!("stale read: task {task} is completed and was read as {:?}", found.state()));
                 }
             }
             Err(error) if error.reason() == Some(ErrorReason::TaskNotFound) => {

@@ -105,7 +105,9 @@ impl History {
                 self.violation(format!("{group} goes from position {last} to {position}"));
             }
             if (seen.term, seen.leader) < (before.term, before.leader) {
-                self.violation(format!("election safety: {seen:?} of {group} follows {before:?}: a deposed leader committed"));
+                self.violation(format!(
+                    "election safety: {seen:?} of {group} follows {before:?}: a deposed leader committed"
+                ));
             }
         }
         self.entries.insert((group, position), seen);

@@ -167,7 +167,9 @@ fn all_planted(campaign: &Campaign, names: &[&str], output: Output) -> anyhow::R
         let one = find(&Campaign { planted: Some((*name).to_owned()), ..campaign.clone() });
         if output == Output::Text {
             match (&one.seed, &one.violation) {
-                (Some(seed), Some(what)) => println!("{name}: found by seed {seed}, within {} seeds\n  {what}", one.seeds),
+                (Some(seed), Some(what)) => {
+                    println!("{name}: found by seed {seed}, within {} seeds\n  {what}", one.seeds)
+                }
                 _ => println!("{name}: NOT FOUND within {} seeds", one.seeds),
             }
         }

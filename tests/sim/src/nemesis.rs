@@ -245,10 +245,7 @@ impl Nemesis {
         let fault = match self.rng.random_range(0..4) {
             0 => CommitFault::CrashBefore,
             1 => CommitFault::CrashAfter,
-            _ => CommitFault::Torn {
-                changes: self.rng.random_range(0..4),
-                bytes: self.rng.random_range(0..200),
-            },
+            _ => CommitFault::Torn { changes: self.rng.random_range(0..4), bytes: self.rng.random_range(0..200) },
         };
         world.slots[node].arm(self.rng.random_range(1..30), fault);
         true

@@ -50,13 +50,8 @@ async fn assemble(world: &Arc<World>, slot: &Arc<Slot>) -> anyhow::Result<Node> 
         peer: format!("{name}:{PEER_PORT}"),
         http: format!("{name}:7702"),
     };
-    let config = Config {
-        data_dir: slot.dir.clone(),
-        label: name,
-        search_threads: 1,
-        build_threads: 0,
-        ..Config::default()
-    };
+    let config =
+        Config { data_dir: slot.dir.clone(), label: name, search_threads: 1, build_threads: 0, ..Config::default() };
     let metrics = Metrics::new();
     let mut raft = GroupsConfig::new(Identity::open(&slot.dir)?, slot.dir.clone(), addresses.peer.clone());
     raft.timers = config.timers.timers();

@@ -145,7 +145,8 @@ fn position(slot: &crate::world::Slot) -> Option<(Position, u64)> {
 
 fn unsettled(world: &World) -> String {
     let positions: Vec<_> = world.slots.iter().map(|slot| position(slot).map(|(position, _)| position.0)).collect();
-    let leads: Vec<_> = world.slots.iter().map(|slot| slot.running().is_some_and(|context| context.control.leads())).collect();
+    let leads: Vec<_> =
+        world.slots.iter().map(|slot| slot.running().is_some_and(|context| context.control.leads())).collect();
     let unfinished = world.history.lock().audit.unfinished();
     let waiting = world.in_flight.load(Ordering::Relaxed);
     format!(

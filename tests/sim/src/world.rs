@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use quorate_node::Context;
+use quorate_raft::LogChange;
 use quorate_raft::memory::{CommitFault, MemoryLog, MemoryStates};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -121,9 +122,15 @@ impl Slot {
 
     /// Lets the process die at one of the coming commits.
     pub(crate) fn arm(&self, mut after: u64, fault: CommitFault) {
-        self.disks.lock().log.set_hook(move |_, _| {
+        self.disks.lock().log.set_hook(move |_, changes| {
             after = after.saturating_sub(1);
-            if after == 0 { fault } else { CommitFault::None }
+            // A batch is atomic to the log database; only the appended end of a log may be torn.
+            let appends = changes.iter().all(|change| matches!(change, LogChange::Append { .. }));
+            match fault {
+                _ if after > 0 => CommitFault::None,
+                CommitFault::Torn { .. } if !appends => CommitFault::CrashBefore,
+                fault => fault,
+            }
         });
     }
 
