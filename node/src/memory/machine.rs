@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -66,7 +67,15 @@ impl Machine for ShardMachine {
         // Read past a closing that waits: it waits for reads, and these may wait for this batch to be published.
         let open = self.replica.open.read_recursive();
         if open.is_some() {
-            changes.into_iter().for_each(|change| self.feed(change));
+            // What replaces a row is found before the row itself goes, and searches that ran meanwhile run again.
+            let (removed, rest): (Vec<_>, Vec<_>) =
+                changes.into_iter().partition(|change| matches!(change, Effect::Removed { .. }));
+            rest.into_iter().for_each(|change| self.feed(change));
+            if !removed.is_empty() {
+                self.replica.removals.fetch_add(1, Ordering::Release);
+                fence(Ordering::Release);
+            }
+            removed.into_iter().for_each(|change| self.feed(change));
         }
         drop(open);
         // Only now may readers go to the store alone: a get that finds nothing here must find the row there.

@@ -18,6 +18,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -70,6 +71,9 @@ pub(super) struct Replica {
     pub(super) held: RwLock<Held>,
     pub(super) open: RwLock<Option<Weak<dyn StateStore>>>,
     pub(super) indexes: RwLock<BTreeMap<CollectionId, Arc<Hosted>>>,
+    /// How often rows were taken out of the indexes. An index is no snapshot: a search that was under way then may have
+    /// passed the place of the new row before it was there and that of the old one after it was gone.
+    pub(super) removals: AtomicU64,
     pub(super) batches: Batches,
 }
 
@@ -88,6 +92,7 @@ impl Replica {
             held: RwLock::new(Held { shard: Shard::new(), unwritten: HashMap::new() }),
             open: RwLock::new(None),
             indexes: RwLock::new(BTreeMap::new()),
+            removals: AtomicU64::new(0),
             batches: Batches::default(),
         }
     }
@@ -198,7 +203,12 @@ impl Replica {
         let hosted = self.hosted(collection, call.generation)?;
         let ef = (call.ef > 0).then_some(call.ef as usize);
         let params = SearchParams { k: call.k as usize, ef, exact: call.exact };
+        let removals = self.removals.load(Ordering::Acquire);
         let neighbours = hosted.index.search(&call.vector, params).map_err(|error| self.search_error(error))?;
+        fence(Ordering::Acquire);
+        if self.removals.load(Ordering::Relaxed) != removals {
+            return Ok(None);
+        }
         let stored = fetch(store, collection, neighbours.iter().map(|neighbour| neighbour.row))
             .map_err(|error| self.unreadable(&error))?;
         let mut hits = Vec::with_capacity(neighbours.len());
