@@ -9,7 +9,7 @@ CARGO_FLAGS := --release --locked
 TEST_THREADS ?= 2
 
 # Command that shows that a package is there : Debian package.
-PACKAGES := cmake:cmake g++:g++ pkg-config:pkg-config strace:strace mkfs.ext4:e2fsprogs ip:iproute2
+PACKAGES := cmake:cmake g++:g++ pkg-config:pkg-config strace:strace mkfs.ext4:e2fsprogs
 LIBRARIES := libclang-dev libopenblas-dev
 export OPENBLAS_NUM_THREADS := 1
 
