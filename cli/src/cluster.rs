@@ -48,7 +48,11 @@ pub async fn run(verb: Cluster, endpoints: &[String], output: Format) -> Result<
             output.record(&json!({ "cluster_id": joined.cluster_id, "node_id": joined.node_id }));
         }
         Cluster::Leave { node_id, allow_fewer_replicas } => {
-            client.cluster_leave(&node_id, allow_fewer_replicas).await?;
+            let left = client.cluster_leave(&node_id, allow_fewer_replicas).await;
+            if matches!(&left, Err(error) if error.reason() == Some(api::ErrorReason::FewerReplicas)) {
+                eprintln!("if fewer are enough: quorate cluster leave {node_id} --allow-fewer-replicas");
+            }
+            left?;
             output.record(&json!({ "left": node_id }));
         }
         Cluster::Status => return Ok(status(&client.cluster_status().await?, output)),

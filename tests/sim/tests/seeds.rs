@@ -29,10 +29,21 @@ fn seeds_pass_and_something_happens_in_them() {
     }
 }
 
+#[test]
+fn the_same_seed_is_the_same_run() {
+    let run = || {
+        let output = Command::new(env!("CARGO_BIN_EXE_quorate-sim")).args(["one", "5", "6000"]).output().unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(report["commits"].as_u64().unwrap() > 0, "{report:#}");
+        report
+    };
+    assert_eq!(run(), run());
+}
+
 #[cfg(feature = "planted")]
 #[test]
 fn every_planted_bug_is_found() {
-    let (all, found) = sim(&["--planted", "all", "--seeds", "10"]);
+    let (all, found) = sim(&["--planted", "all", "--seeds", "30"]);
     assert!(all, "{found:#}");
     assert_eq!(found.as_object().unwrap().len(), 5);
 }
