@@ -60,7 +60,9 @@ async fn each_bad_call_has_its_own_error() -> Result<()> {
     shell.refused(&["cluster", "init"], &["already"]).await?;
     shell.refused(&["cluster", "leave", "00000000deadbeef"], &["00000000deadbeef", "node"]).await?;
     shell.refused(&["cluster", "leave", "not-an-id"], &["not-an-id"]).await?;
-    shell.refused(&["cluster", "leave", &test.cluster.nodes[0].addresses.node_id], &["alone", "add a node first"]).await?;
+    shell
+        .refused(&["cluster", "leave", &test.cluster.nodes[0].addresses.node_id], &["alone", "add a node first"])
+        .await?;
 
     let large = test.directory.path().join("large");
     fs_err::write(&large, vec![b'x'; (4 << 20) + 1])?;

@@ -22,7 +22,7 @@ pub(crate) fn result(payload: &[u8]) -> Vec<u8> {
 /// The payload of the child that a completion enqueues, if there is one.
 pub(crate) fn child(payload: &[u8]) -> Option<Vec<u8>> {
     let is_child = payload.starts_with(b"child of ");
-    (!is_child && Digest::of(payload).value() % 3 == 0).then(|| [b"child of ".as_slice(), payload].concat())
+    (!is_child && Digest::of(payload).value().is_multiple_of(3)).then(|| [b"child of ".as_slice(), payload].concat())
 }
 
 /// Whether the first attempt at the task fails.
@@ -33,6 +33,6 @@ pub(crate) fn fails_first(payload: &[u8]) -> bool {
 /// How long an attempt takes.
 pub(crate) fn takes(payload: &[u8]) -> Duration {
     let digest = Digest::of(payload).value() >> 8;
-    let long = digest % 20 == 0;
+    let long = digest.is_multiple_of(20);
     Duration::from_millis(if long { 800 } else { 2 + digest % 40 })
 }
