@@ -18,6 +18,9 @@ pub struct Usage(pub String);
 /// Prints an error with its causes on standard error and says how the process ends.
 pub fn report(error: &Error) -> ExitCode {
     eprintln!("error: {error:#}");
+    if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(ClientError::OutcomeUnknown { .. }))) {
+        eprintln!("is there a quorum? quorate cluster status says so, and what to do");
+    }
     let code = if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(ClientError::Unreachable { .. }))) {
         UNREACHABLE
     } else if error.chain().any(|cause| cause.is::<Usage>()) {
