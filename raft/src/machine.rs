@@ -97,8 +97,8 @@ pub trait StateStores: Send + Sync + 'static {
     fn open(&self, group: crate::ids::GroupId) -> io::Result<Arc<dyn StateStore>>;
     /// Where the files of a snapshot being received are put: a new, empty directory.
     fn staging(&self, group: crate::ids::GroupId) -> io::Result<std::path::PathBuf>;
-    /// Replaces the group's store by the verified checkpoint in `from` (by rename, crash safe) and opens it. All handles
-    /// to the old store must be dropped first except the one passed as `old`.
+    /// Replaces the group's store by the verified checkpoint in `from` (by rename, crash safe) and opens it. The machine and
+    /// readers may still hold `old`; its files go when the last of them drops it.
     fn replace(
         &self,
         group: crate::ids::GroupId,
