@@ -1,0 +1,3 @@
+//! quorate-jepsen.
+
+pub mod event;
