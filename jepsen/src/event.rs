@@ -1,5 +1,7 @@
 //! What a run records: operations of clients and faults, in one history.
 
+use std::{fmt, str::FromStr};
+
 use serde::{Deserialize, Serialize};
 
 /// A point in the run, in microseconds of the harness's monotonic clock since the run began.
@@ -146,6 +148,58 @@ pub enum Operation {
     },
 }
 
+impl Operation {
+    /// The name of what is done, as histories have it in `f`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Operation::Read { .. } => "read",
+            Operation::Write { .. } => "write",
+            Operation::Cas { .. } => "cas",
+            Operation::Enqueue { .. } => "enqueue",
+            Operation::Deliver { .. } => "deliver",
+            Operation::Complete { .. } => "complete",
+            Operation::Effect { .. } => "effect",
+            Operation::Repeat { .. } => "repeat",
+            Operation::Upsert { .. } => "upsert",
+            Operation::Delete { .. } => "delete",
+            Operation::Search { .. } => "search",
+            Operation::Final { .. } => "final",
+            Operation::Membership { .. } => "membership",
+            Operation::Hash { .. } => "hash",
+        }
+    }
+}
+
+/// The token of an attempt: where in the log it was granted. A later grant of the same task has a greater one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token {
+    /// Position of the entry.
+    pub position: u64,
+    /// Which grant within the entry.
+    pub ordinal: u32,
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.position, self.ordinal)
+    }
+}
+
+/// A text is no token; tokens are written `position.ordinal`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no token: write it as position.ordinal, such as 815.0")]
+pub struct NoToken(String);
+
+impl FromStr for Token {
+    type Err = NoToken;
+
+    fn from_str(text: &str) -> Result<Token, NoToken> {
+        let parts =
+            text.split_once('.').and_then(|(position, ordinal)| Some((position.parse().ok()?, ordinal.parse().ok()?)));
+        parts.map(|(position, ordinal)| Token { position, ordinal }).ok_or_else(|| NoToken(text.to_owned()))
+    }
+}
+
 /// Keeps `Some(None)` and `None` apart.
 mod absent {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -173,8 +227,8 @@ pub struct Event {
     /// What.
     #[serde(flatten)]
     pub operation: Operation,
-    /// The node that was asked, if one was chosen.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The node that was asked, if one was chosen. In JSON it is `asked`: operations have a `node` of their own.
+    #[serde(rename = "asked", default, skip_serializing_if = "Option::is_none")]
     pub node: Option<usize>,
     /// Why it failed or is unknown: the reason of the API, or what happened.
     #[serde(default, skip_serializing_if = "Option::is_none")]

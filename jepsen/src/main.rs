@@ -1,1 +1,7 @@
-fn main() {}
+//! `quorate-jepsen`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    quorate_jepsen::command::main()
+}

@@ -30,6 +30,7 @@ pub mod memory;
 pub mod metrics;
 pub mod peers;
 pub mod proposer;
+pub mod quarantine;
 pub mod request;
 pub mod start;
 pub mod tasks;

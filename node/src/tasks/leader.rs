@@ -6,7 +6,7 @@
 //!
 //! Invariants:
 //! - An agent is told of a grant only after the grant is applied here.
-//! - A heartbeat is acknowledged only while a quorum has acknowledged this leader within its lease.
+//! - A heartbeat is acknowledged, and an attach answered, only while a quorum has acknowledged this leader within its lease.
 //! - Nothing outlives the leadership: the relay streams end, and every node tells the next leader what its sessions hold.
 
 use std::collections::{BTreeMap, HashMap};
@@ -70,6 +70,11 @@ impl Leader {
         let roster = context.control.read(|state| Roster::new(state, now));
         let book = Book { roster, links: HashMap::new(), next_link: 0 };
         Leader { context, metrics, book: Mutex::new(book), over: CancellationToken::new() }
+    }
+
+    /// Whether a quorum has acknowledged this leader within its lease, so that no other one has decided anything since.
+    pub(super) fn is_confirmed(&self) -> bool {
+        self.context.control.group().is_some_and(|group| group.lease_valid())
     }
 
     /// Runs `change` on the book, then sends what it wants sent.
