@@ -240,6 +240,7 @@ impl Adapter {
             applied: self.applied.clone(),
             blocking: self.blocking,
             newest: self.newest.clone(),
+            health: self.health.clone(),
             _lease: self.lease.clone(),
         }
     }
@@ -398,6 +399,7 @@ pub(crate) struct Builder {
     applied: Arc<Applied>,
     blocking: Blocking,
     newest: Arc<Mutex<Newest>>,
+    health: Arc<Health>,
     _lease: Lease,
 }
 
@@ -414,7 +416,7 @@ impl RaftSnapshotBuilder<TC> for Builder {
             let meta = decode_mark(states.applied_of(&dir)?.as_deref())?;
             Ok(Snapshot { meta, snapshot: checkpoint })
         });
-        let snapshot = built.await?;
+        let snapshot = built.await.inspect_err(|error| self.health.judge("a checkpoint of the state", error))?;
         let mut newest = self.newest.lock();
         // A snapshot may have replaced the store meanwhile: this one is older than that, and the bytes are counted anew.
         if newest.store == self.begun_on {

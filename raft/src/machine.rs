@@ -69,9 +69,7 @@ pub trait Machine: Send + 'static {
 
     /// A hash of the state after what was applied last. Replicas that applied the same entries must have the same one, and
     /// it must be cheap, for it is asked after every batch.
-    fn hash(&self) -> u64 {
-        0
-    }
+    fn hash(&self) -> u64;
 }
 
 /// Called by [`StateStore::scan`] for each row in key order.

@@ -180,6 +180,12 @@ impl NetStreamAppend<TC> for Network {
         }
         let id = NEXT_SESSION.fetch_add(1, Ordering::Relaxed);
         Box::pin(async move {
+            // openraft's pause after a failure is in the stream of requests: whoever connects before it has asked that
+            // stream tries a dead peer again without any pause.
+            let Some(first) = input.next().await else {
+                return Ok(futures::stream::empty().boxed());
+            };
+            let input = futures::stream::iter([first]).chain(input);
             let session = Session::open(id, self.route, input, self.link.appends.clone()).await?;
             Ok(session.boxed())
         })
