@@ -19,7 +19,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use crate::blocking::Blocking;
 use crate::ids::GroupId;
 use crate::machine::{Machine, Reply, RowBatch, RowVisitor, StateStore, StateStores, Table};
-use crate::observe::{Applying, Observer};
+use crate::observe::{Applying, Observer, failpoint, pass};
 use crate::snapshot::{Checkpoint, CheckpointDirs, Snapshot, SnapshotMeta, decode_mark, encode_mark};
 use crate::types::{Entry, LeaderId, LogId, StoredMembership, TC, position_of};
 
@@ -165,6 +165,7 @@ impl Adapter {
         }
         let Some(at) = self.meta.last_log_id else { return Ok(()) };
         self.store.write(&rows, &encode_mark(Some(&at), &self.meta.last_membership))?;
+        pass(self.observer.as_ref(), failpoint::ROWS_WRITTEN)?;
         machine.applied(position_of(&at));
         self.applied.publish(&at);
         for (responder, reply) in replies {
@@ -182,6 +183,7 @@ impl Adapter {
             applied: self.applied.clone(),
             blocking: self.blocking,
             newest: self.newest.clone(),
+            observer: self.observer.clone(),
             _lease: self.lease.clone(),
         }
     }
@@ -256,8 +258,13 @@ impl RaftStateMachine<TC> for Adapter {
         // Readers keep the old store until the new one is there; it serves who still holds it.
         let old = std::mem::replace(&mut self.store, Arc::new(ClosedStore));
         let (states, group, expected) = (self.states.clone(), self.group, meta.clone());
+        let observer = self.observer.clone();
         let installed = self.blocking.run(move || {
+            pass(observer.as_ref(), failpoint::SNAPSHOT_RECEIVED)?;
             let store = replace(&*states, group, old, snapshot.dir(), &expected)?;
+            #[cfg(feature = "planted")]
+            crate::planted::lose_a_table(group, &*store)?;
+            pass(observer.as_ref(), failpoint::SNAPSHOT_PLACED)?;
             machine.load(store.clone(), expected.last_log_id.as_ref().map(position_of)).map_err(io::Error::other)?;
             Ok((machine, store))
         });
@@ -309,6 +316,7 @@ pub(crate) struct Builder {
     applied: Arc<Applied>,
     blocking: Blocking,
     newest: Arc<Mutex<Option<Snapshot>>>,
+    observer: Option<Observer>,
     _lease: Lease,
 }
 
@@ -318,9 +326,11 @@ impl RaftSnapshotBuilder<TC> for Builder {
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         let (store, states, dir) = (self.store.clone(), self.states.clone(), self.dir.clone());
         let grown = self.applied.grown_bytes.load(Ordering::Relaxed);
+        let observer = self.observer.clone();
         let built = self.blocking.run(move || {
             let checkpoint = Arc::new(Checkpoint::new(dir.clone()));
             store.checkpoint(&dir)?;
+            pass(observer.as_ref(), failpoint::CHECKPOINT_MADE)?;
             // What the checkpoint says of itself, not what has been applied: apply goes on meanwhile.
             let meta = decode_mark(states.applied_of(&dir)?.as_deref())?;
             Ok(Snapshot { meta, snapshot: checkpoint })

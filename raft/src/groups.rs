@@ -18,7 +18,7 @@ use crate::ids::{ClusterId, GroupId, NodeId, ReplicaId};
 use crate::log::{LogConfig, LogError, LogStore, WriterMode};
 use crate::machine::{Machine, StateStores};
 use crate::metrics::{GroupCollector, TransportMetrics};
-use crate::observe::Observer;
+use crate::observe::{Observer, failpoint, pass};
 use crate::snapshot::CheckpointDirs;
 use crate::start;
 use crate::timers::Timers;
@@ -334,7 +334,15 @@ impl Groups {
         let states = self.inner.states.clone();
         let destroyed = self.inner.on_runtime(async move |blocking| blocking.run(move || states.destroy(group)).await);
         destroyed.await.map_err(|source| OpenError::Io { what: format!("state of group {group}"), source })?;
+        self.pass(failpoint::STATE_DESTROYED).await;
         Ok(self.inner.log.destroy(group).await?)
+    }
+
+    /// Passes a [`failpoint`], or never returns when the observer ends the node there.
+    pub async fn pass(&self, point: &'static str) {
+        if pass(self.inner.config.observer.as_ref(), point).is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// A handle on another node. Connections are cached and made when they are needed.

@@ -5,6 +5,7 @@
 //! nobody else and what waits for it is bounded by its sessions' slots and unacknowledged finishes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::FuturesUnordered;
@@ -30,6 +31,8 @@ use crate::proposer::Answer;
 
 /// Frames of one node whose finishes are under way. Beyond it the node's stream is not read.
 const FRAMES_IN_FLIGHT: usize = 64;
+/// How often a leader that waits to be confirmed looks whether it is.
+const CONFIRM_EVERY: Duration = Duration::from_millis(10);
 /// Renewals that wait for one node at most.
 const BEATS_KEPT: usize = 65_536;
 
@@ -117,7 +120,11 @@ pub(super) async fn serve(
     let registered = Registered { leader: &leader, link: leader.add_link(node, outbox.clone()) };
     let link = registered.link;
     let mut under_way = FuturesUnordered::new();
+    let mut unconfirmed: Option<Up> = None;
     loop {
+        if let Some(up) = unconfirmed.take_if(|_| leader.is_confirmed()) {
+            under_way.extend(take_in(&leader, link, up));
+        }
         while let Some(Some(ended)) = under_way.next().now_or_never() {
             if !acknowledge(&leader, &outbox, ended) {
                 return;
@@ -133,16 +140,14 @@ pub(super) async fn serve(
             // Whoever else has something for this node is likely to be ready to run too, and goes first.
             () = outbox.filled.notified() => yield_now().await,
             reserved = outbound.reserve(), if stuck => if reserved.is_err() { return },
-            frame = inbound.recv(), if under_way.len() < FRAMES_IN_FLIGHT => {
+            () = sleep(CONFIRM_EVERY), if unconfirmed.is_some() => {}
+            frame = inbound.recv(), if unconfirmed.is_none() && under_way.len() < FRAMES_IN_FLIGHT => {
                 let Some(frame) = frame else { return };
                 match Up::decode(frame) {
-                    Ok(up) => {
-                        if let Some(finishes) = receive(&leader, link, up) {
-                            // The call is queued before the next frame is read, so that the order of frames is kept.
-                            let answer = submit(&leader, &finishes);
-                            under_way.push(end(leader.clone(), finishes, answer));
-                        }
-                    }
+                    // What an attach is told comes from this leader's book, and one that was cut off would hand out
+                    // attempts that the next leader has seen finished. So the frame waits, and all behind it.
+                    Ok(up) if !up.attaches.is_empty() && !leader.is_confirmed() => unconfirmed = Some(up),
+                    Ok(up) => under_way.extend(take_in(&leader, link, up)),
                     Err(error) => {
                         tracing::error!(%node, %error, "a relay frame does not decode; closing the stream");
                         return;
@@ -153,11 +158,21 @@ pub(super) async fn serve(
     }
 }
 
+/// Takes one frame in and proposes its finishes, if it has any. The proposal is queued before the next frame is read, so
+/// that the order of frames is kept.
+fn take_in(leader: &Arc<Leader>, link: LinkId, up: Up) -> Option<impl Future<Output = Ended> + use<>> {
+    let finishes = receive(leader, link, up)?;
+    let answer = submit(leader, &finishes);
+    Some(end(leader.clone(), finishes, answer))
+}
+
 /// Takes one frame in. Returns its finishes, which are still to be proposed.
 fn receive(leader: &Leader, link: LinkId, up: Up) -> Option<Vec<SessionFinish>> {
     let now = Instant::now();
     let control = &leader.context.control;
-    let renews = !up.beats.is_empty() && control.group().is_some_and(|group| group.lease_valid());
+    let renews = !up.beats.is_empty() && leader.is_confirmed();
+    #[cfg(feature = "planted")]
+    let renews = renews || crate::planted::is("cut-off-renewals");
     let (missing, closing) = leader.with_book(|book, posts| {
         let mut missing = Vec::new();
         for attach in &up.attaches {
@@ -231,6 +246,7 @@ fn attach_session(
             posts.entry(link).or_default().gone.push(gone);
             Vec::new()
         }
+        Attachment::Ending => Vec::new(),
         Attachment::Unknown => {
             posts.entry(link).or_default().gone.push(session_over(session));
             Vec::new()
@@ -280,7 +296,7 @@ async fn end(
     mut submitted: Result<oneshot::Receiver<Answer<Command>>, Error>,
 ) -> Ended {
     #[cfg(feature = "planted")]
-    if quorate_state::planted::is("early-acknowledge") && submitted.is_ok() {
+    if crate::planted::is("early-acknowledge") && submitted.is_ok() {
         let answer = Ok(vec![Ok(Reply::Completed { children: Vec::new() }); finishes.len()]);
         return Ended { finishes, answer };
     }

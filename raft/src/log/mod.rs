@@ -25,9 +25,9 @@ use crate::proto;
 
 mod check;
 mod group;
-mod mark;
+pub(crate) mod mark;
 mod metrics;
-mod record;
+pub(crate) mod record;
 mod state;
 mod writer;
 

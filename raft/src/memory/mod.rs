@@ -6,6 +6,8 @@
 
 mod log;
 mod states;
+mod view;
 
 pub use log::{CommitFault, CommitHook, MemoryLog};
 pub use states::MemoryStates;
+pub use view::{RecordView, VoteView, view_change};
