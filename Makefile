@@ -9,11 +9,11 @@ CARGO_FLAGS := --release --locked
 TEST_THREADS ?= 2
 
 # Command that shows that a package is there : Debian package.
-PACKAGES := cmake:cmake g++:g++ pkg-config:pkg-config strace:strace mkfs.ext4:e2fsprogs
-LIBRARIES := libclang-dev libopenblas-dev
+PACKAGES := cmake:cmake g++:g++ pkg-config:pkg-config strace:strace mkfs.ext4:e2fsprogs ip:iproute2 iptables:iptables
+LIBRARIES := libclang-dev libopenblas-dev libfaketime
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: help deps build demo test sim bench fmt verify deny
+.PHONY: help deps build demo test sim planted jepsen campaign bench fmt verify deny
 
 help: ## Lists the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -46,6 +46,26 @@ STEPS ?= 20000
 sim: deps ## The simulation: SEEDS=200 STEPS=20000, then the planted bugs.
 	cd tests/sim && CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-$(CURDIR)/target}/sim" cargo test $(CARGO_FLAGS)
 	cd tests/sim && CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-$(CURDIR)/target}/sim" cargo run $(CARGO_FLAGS) -q -- --seeds $(SEEDS) --steps $(STEPS)
+
+# The same binary with the bugs of tests/sim/PLANTED.md, chosen by QUORATE_PLANTED. No release has them.
+planted: build ## Shows which planted bugs the simulation and the chaos suite catch.
+	cargo build $(CARGO_FLAGS) -p quorate --features planted --bin quorate-planted
+	cargo build $(CARGO_FLAGS) -p quorate-jepsen
+	cd tests/sim && CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-$(CURDIR)/target}/sim" cargo run $(CARGO_FLAGS) -q -- --planted all
+	$(AS_ROOT) "$${CARGO_TARGET_DIR:-$(CURDIR)/target}/release/quorate-jepsen" planted
+
+# Namespaces, iptables and loop devices need root.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+MINUTES ?= 10
+jepsen: build ## Real processes under real faults for MINUTES=10, every workload and nemesis in turn.
+	cargo build $(CARGO_FLAGS) -p quorate-jepsen
+	$(AS_ROOT) "$${CARGO_TARGET_DIR:-$(CURDIR)/target}/release/quorate-jepsen" all --minutes $(MINUTES)
+
+campaign: build ## The next MINUTES=10 of the long list, kept in jepsen/LEDGER.md.
+	cargo build $(CARGO_FLAGS) -p quorate-jepsen
+	cd tests/sim && CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-$(CURDIR)/target}/sim" cargo build $(CARGO_FLAGS)
+	$(AS_ROOT) "$${CARGO_TARGET_DIR:-$(CURDIR)/target}/release/quorate-jepsen" campaign --minutes $(MINUTES) \
+	  --ledger jepsen/LEDGER.md --sim "$${CARGO_TARGET_DIR:-$(CURDIR)/target}/sim/release/quorate-sim"
 
 bench: deps ## The criterion benches (the cluster benches are `quorate bench`).
 	cargo bench --locked -p quorate-raft -p quorate-index

@@ -94,7 +94,7 @@ fn status(status: &api::StatusResponse, output: Format) -> ExitCode {
         );
         let groups: Vec<Value> =
             status.control.iter().chain(&status.shards).map(|group| summary(group, status)).collect();
-        output.list(&groups, &["group", "term", "leader", "applied_position", "voters", "learners"]);
+        output.list(&groups, &["group", "term", "leader", "applied_position", "voters", "learners", "quarantined"]);
     }
     ExitCode::from(u8::from(status.health() != api::Health::Healthy))
 }
@@ -105,12 +105,16 @@ fn summary(group: &api::GroupStatus, status: &api::StatusResponse) -> Value {
         let known = status.nodes.iter().find(|node| node.node_id == id);
         known.map_or_else(|| id.to_owned(), |node| node.label.clone())
     };
-    let names = |voter: bool| -> Vec<String> {
-        group.replicas.iter().filter(|replica| replica.voter == voter).map(|replica| label(&replica.node_id)).collect()
+    let names = |which: &dyn Fn(&api::ReplicaStatus) -> bool| -> Vec<String> {
+        group.replicas.iter().filter(|replica| which(replica)).map(|replica| label(&replica.node_id)).collect()
     };
+    let serves = |replica: &api::ReplicaStatus| replica.quarantined.is_empty();
     json!({
         "group": name(group.group), "term": group.term, "leader": label(&group.leader_node_id),
-        "applied_position": group.applied_position, "voters": names(true), "learners": names(false),
+        "applied_position": group.applied_position,
+        "voters": names(&|replica| replica.voter && serves(replica)),
+        "learners": names(&|replica| !replica.voter && serves(replica)),
+        "quarantined": names(&|replica| !serves(replica)),
     })
 }
 
@@ -136,6 +140,9 @@ fn group(group: &api::GroupStatus) -> Value {
                 "replica": replica.replica_id, "node": replica.node_id,
                 "role": if replica.voter { "voter" } else { "learner" },
                 "matched": (replica.matched_position > 0).then_some(replica.matched_position),
+                "quarantined": (!replica.quarantined.is_empty()).then_some(&replica.quarantined),
+                "hash_position": (replica.hash_position > 0).then_some(replica.hash_position),
+                "state_hash": (replica.hash_position > 0).then(|| format!("{:016x}", replica.state_hash)),
             })
         })
         .collect();

@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod cluster;
 pub mod collection;
+pub mod damage;
 pub mod dataset;
 pub mod demo;
 pub mod exit;

@@ -64,6 +64,15 @@ impl LocalNode {
         }
         Ok(())
     }
+    /// Lets the process end in good order, and waits until it is gone.
+    pub async fn stop(&mut self) -> Result<()> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        // It ends when its standard input does.
+        drop(child.stdin.take());
+        let ended = tokio::time::timeout(START_TIMEOUT, child.wait()).await;
+        ended.with_context(|| format!("{} does not stop", self.label))??;
+        Ok(())
+    }
 }
 
 /// What the nodes of a local cluster are started with.
@@ -86,14 +95,20 @@ pub struct LocalCluster {
 }
 
 impl LocalCluster {
-    /// Starts `size` nodes with empty data, makes a cluster of them and waits until it is healthy.
+    /// Starts `size` nodes with empty data, makes a cluster of them with the default number of shards and waits until it is
+    /// healthy.
     pub async fn start(launch: Launch, size: usize) -> Result<Self> {
+        Self::start_with(launch, size, 0).await
+    }
+
+    /// The same with so many shards.
+    pub async fn start_with(launch: Launch, size: usize, shards: u32) -> Result<Self> {
         ensure!(size > 0, "a cluster has at least one node");
         let mut cluster = LocalCluster { launch, nodes: Vec::new() };
         for _ in 0..size {
             cluster.add_process().await?;
         }
-        cluster.client_of(0)?.cluster_init(0).await.context("initialising the first node")?;
+        cluster.client_of(0)?.cluster_init(shards).await.context("initialising the first node")?;
         for joining in 1..size {
             cluster.join(joining).await?;
         }

@@ -10,12 +10,17 @@
 //! | [`voters`]          | the control leader  | control's members and voters with the members of the cluster      |
 //! | [`placement`]       | the control leader  | the shard map with the members that stay                          |
 //! | [`presence`]        | every node          | this node's record with its addresses; notices that it was removed |
+//! | [`healing`]         | every node          | this node's replica of control with a disk that has lost it       |
+//! | [`divergence`]      | every node          | the replicas here with the state of the majority of their groups  |
 //!
 //! A step is idempotent and remembered nowhere else, so a crash at any point leaves work that the next round, or the
 //! next leader, finds again. The order within a leave follows from the conditions: a node is removed only when the shard
 //! map places nothing on it, and a replica goes only when those that stay are voters.
 
+pub mod contacts;
+pub mod divergence;
 pub mod formation;
+pub mod healing;
 pub mod hosting;
 pub mod leave;
 pub mod placement;

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::ToSocketAddrs as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -61,6 +62,9 @@ pub struct Config {
     pub search_threads: usize,
     /// Threads that build segments, at low priority, at least 1.
     pub build_threads: usize,
+    /// How often the replicas of a group compare the hashes of their states. No key of the file: a simulation, whose faults
+    /// come faster, shortens it.
+    pub compare_every: Duration,
 }
 
 /// Values for keys, each of which may be absent. The shape of the file, of the environment and of flags.
@@ -148,6 +152,7 @@ impl Default for Config {
             log_level: "info".into(),
             search_threads: cores,
             build_threads: cores.div_ceil(2),
+            compare_every: Duration::from_secs(1),
         }
     }
 }

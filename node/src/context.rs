@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
-use quorate_raft::{Group, Groups, NodeId};
+use quorate_raft::{Group, GroupId, Groups, NodeId, Stop};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster::contacts::Contacts;
 use crate::config::Config;
 use crate::control::ControlHandle;
 use crate::log_clock::Clock;
 use crate::metrics::Metrics;
 use crate::peers::{Dispatch, Peers};
+use crate::quarantine::Quarantine;
 use crate::start::Addresses;
 
 /// The node as its parts see it. Cheap to clone.
@@ -34,6 +36,10 @@ pub struct Context {
     pub clock: Arc<dyn Clock>,
     /// What is measured.
     pub metrics: Arc<Metrics>,
+    /// The replicas of this node that are not in service.
+    pub quarantine: Arc<Quarantine>,
+    /// The members' addresses, for when control cannot be read.
+    pub contacts: Arc<Contacts>,
     /// Cancelled when the node begins to stop.
     pub shutdown: CancellationToken,
     /// Says why the node must not go on, once a group here has stopped by a fault.
@@ -41,17 +47,28 @@ pub struct Context {
 }
 
 impl Context {
-    /// Watches a group: if it ends while `wanted` says that it should run, its machine or its disk had a fault, and a
-    /// node with a dead replica must not look alive.
-    pub(crate) fn watch_group(&self, group: Group, wanted: impl Fn() -> bool + Send + 'static) {
-        let (shutdown, fault) = (self.shutdown.clone(), self.fault.clone());
+    /// Watches a group until it stops. Damage takes this one replica out of service; a fault that no damage explains ends
+    /// the node, because a node with a dead replica must not look alive and a defect must not delete replicas.
+    pub(crate) fn watch_group(&self, group: Group) {
+        let context = self.clone();
         tokio::spawn(async move {
-            group.stopped().await;
-            if wanted() && !shutdown.is_cancelled() {
-                let reason =
-                    format!("the replica of {} on this node has stopped by a fault; the log says which", group.id());
-                tracing::error!(group = %group.id(), "{reason}");
-                fault.send_replace(Some(reason));
+            let stop = group.stopped().await;
+            if context.shutdown.is_cancelled() {
+                return;
+            }
+            match stop {
+                Stop::Wanted => {}
+                Stop::Damaged(reason) => {
+                    if group.id() == GroupId::CONTROL {
+                        context.control.detach();
+                    }
+                    context.quarantine.found(group.id(), group.replica(), &reason);
+                }
+                Stop::Fault(fault) => {
+                    let reason = format!("the replica of {} on this node has stopped by a fault: {fault}", group.id());
+                    tracing::error!(group = %group.id(), "{reason}");
+                    context.fault.send_replace(Some(reason));
+                }
             }
         });
     }

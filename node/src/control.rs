@@ -17,6 +17,7 @@ use quorate_raft::{Group, Groups, Leadership, Machine, NodeId, Peer, Table};
 use quorate_state::control::{Command, Control, Effect, NodeRecord, Reply};
 use quorate_state::{LogTime, Operation, Position, Reject};
 use tokio::sync::{broadcast, oneshot, watch};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::error::Error;
@@ -63,6 +64,8 @@ struct Inner {
 struct Running {
     group: Group,
     proposer: Proposer<Command>,
+    /// The task that follows the group's leadership.
+    following: AbortHandle,
 }
 
 /// What the machine publishes.
@@ -104,10 +107,9 @@ impl ControlHandle {
         let shared = self.inner.shared.clone();
         let reached = Arc::new(move || shared.state.read().time());
         let proposer = Proposer::start(group.clone(), reached, self.inner.clock.clone(), self.inner.metrics.clone());
-        *self.inner.running.write() = Some(Running { group: group.clone(), proposer });
         let inner = Arc::downgrade(&self.inner);
         let mut leadership = group.leadership();
-        tokio::spawn(async move {
+        let following = tokio::spawn(async move {
             loop {
                 let now = leadership.borrow_and_update().clone();
                 let Some(inner) = inner.upgrade() else { return };
@@ -122,11 +124,15 @@ impl ControlHandle {
                 }
             }
         });
+        let following = following.abort_handle();
+        *self.inner.running.write() = Some(Running { group, proposer, following });
     }
 
-    /// Lets go of the group, for a node that stops or was removed.
+    /// Lets go of the group, for a node that stops or was removed, or whose replica is damaged.
     pub fn detach(&self) {
         if let Some(running) = self.inner.running.write().take() {
+            // What the old group says last must not be taken for news of the one that follows it.
+            running.following.abort();
             running.proposer.stop();
         }
         *self.inner.forwarder.lock() = None;
@@ -146,7 +152,7 @@ impl ControlHandle {
 
     /// Makes every read after it see all that was acknowledged before it was called.
     pub async fn read_barrier(&self, timeout: Duration) -> Result<(), Error> {
-        let group = self.group().ok_or_else(Error::not_initialized)?;
+        let group = self.group().ok_or_else(|| self.absence())?;
         let position = group.read_position(timeout).await?;
         Ok(group.wait_applied(position, timeout).await?)
     }
@@ -233,9 +239,17 @@ impl ControlHandle {
     /// Whether this node leads, with the leader's client address as a hint if another one does.
     pub fn refusal(&self) -> Error {
         if self.group().is_none() {
-            return Error::not_initialized();
+            return self.absence();
         }
         Error::not_leader(self.leader_hint().map(|hint| (NodeId(hint.node.0), hint.client_address)))
+    }
+
+    /// Why there is no group: the node belongs to no cluster yet, or its replica is out of service.
+    pub fn absence(&self) -> Error {
+        match self.inner.groups.identity().cluster {
+            Some(_) => Error::control_away(),
+            None => Error::not_initialized(),
+        }
     }
 
     /// The peer address of a member.
@@ -268,6 +282,6 @@ impl ControlHandle {
     }
 
     fn proposer(&self) -> Result<Proposer<Command>, Error> {
-        self.inner.running.read().as_ref().map(|running| running.proposer.clone()).ok_or_else(Error::not_initialized)
+        self.inner.running.read().as_ref().map(|running| running.proposer.clone()).ok_or_else(|| self.absence())
     }
 }

@@ -103,6 +103,12 @@ impl Error {
         Error::new(ErrorReason::NotInitialized, "this node belongs to no cluster yet")
     }
 
+    /// The node is a member and has no replica of control now: it was damaged, and another one is on its way. Other nodes
+    /// can answer.
+    pub fn control_away() -> Error {
+        Error::new(ErrorReason::ShuttingDown, "this node's replica of control was damaged and is being replaced")
+    }
+
     /// Whether nothing has been done and another try, perhaps elsewhere, may succeed.
     pub fn is_unapplied_and_retryable(&self) -> bool {
         matches!(

@@ -53,6 +53,9 @@ pub fn readiness(context: &Context) -> Result<(), &'static str> {
     if context.shutdown.is_cancelled() {
         return Err("the node is stopping");
     }
+    if context.control.group().is_none() && context.groups.identity().cluster.is_some() {
+        return Err("this node's replica of control is out of service; see `quorate cluster status`");
+    }
     if context.control.group().is_none() {
         return Err("the node belongs to no cluster; run `quorate cluster init` or `quorate cluster join`");
     }

@@ -32,6 +32,7 @@ pub mod peers;
 #[cfg(feature = "planted")]
 pub mod planted;
 pub mod proposer;
+pub mod quarantine;
 pub mod request;
 pub mod start;
 pub mod tasks;

@@ -38,6 +38,14 @@ pub struct Metrics {
     pub groups_led: IntGauge,
     /// Members of the cluster, as this node's replica of control sees them.
     pub members: IntGauge,
+    /// Replicas of this node that were found damaged or diverged.
+    pub replicas_quarantined: IntCounter,
+    /// Replicas of this node that took the place of a quarantined one and are in full service.
+    pub replicas_healed: IntCounter,
+    /// Seconds from a quarantine until its successor was in full service.
+    pub heal_seconds: Histogram,
+    /// Groups that have stopped here because their replicas disagree and none has a majority.
+    pub groups_halted: IntGauge,
 }
 
 /// What one proposer measures: the collectors of [`Metrics`] with the label of its group in place.
@@ -128,6 +136,31 @@ impl Metrics {
             groups: gauge(&registry, "quorate_groups", "Raft groups that run on this node."),
             groups_led: gauge(&registry, "quorate_groups_led", "Raft groups that this node leads."),
             members: gauge(&registry, "quorate_members", "Members of the cluster, as this node knows it."),
+            replicas_quarantined: counter(
+                &registry,
+                "quorate_replicas_quarantined_total",
+                "Replicas of this node that were found damaged or diverged.",
+            ),
+            replicas_healed: counter(
+                &registry,
+                "quorate_replicas_healed_total",
+                "Replicas that took the place of a quarantined one and are in full service.",
+            ),
+            heal_seconds: registered(
+                &registry,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "quorate_heal_seconds",
+                        "Time from a quarantine to the service of its successor.",
+                    )
+                    .buckets(vec![0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 120.0, 300.0, 1_200.0]),
+                ),
+            ),
+            groups_halted: gauge(
+                &registry,
+                "quorate_groups_halted",
+                "Groups that have stopped here because their replicas disagree and none has a majority.",
+            ),
             registry,
         };
         Arc::new(metrics)

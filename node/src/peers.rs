@@ -32,6 +32,10 @@ pub mod kind {
     pub const NODE_STATUS: u16 = 5;
     /// A word of one node to another about the cluster: hosting, leaving.
     pub const CLUSTER: u16 = 6;
+    /// The hashes of the states of replicas on another node.
+    pub const STATE_HASHES: u16 = 7;
+    /// A node whose replica of control is damaged asks for another one.
+    pub const CONTROL_REPLICA: u16 = 8;
 }
 
 const OK: u8 = 0;

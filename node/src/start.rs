@@ -15,8 +15,12 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster::contacts::Contacts;
+use crate::cluster::divergence::Divergence;
 use crate::cluster::formation::Formation;
+use crate::cluster::healing::ControlReplicas;
 use crate::cluster::hosting::Hosting;
+use crate::cluster::plan::heir;
 use crate::cluster::presence::Membership;
 use crate::cluster::report::Reports;
 use crate::cluster::{ClusterApi, Supervisor};
@@ -28,6 +32,7 @@ use crate::log_clock::{Clock, SystemClock};
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::peers::{Dispatch, Peers, kind};
+use crate::quarantine::Quarantine;
 use crate::tasks::Tasks;
 use crate::{grpc, http};
 
@@ -108,6 +113,8 @@ pub struct Node {
     pub hosting: Arc<Hosting>,
     /// The reconciling loop.
     pub supervisor: Supervisor,
+    /// The comparison of states.
+    pub divergence: Divergence,
     /// Becomes true when the node is a member no longer.
     pub removed: watch::Receiver<bool>,
 }
@@ -116,7 +123,7 @@ impl Node {
     /// Wires the parts, starts the control group if it is stored, and begins to start the stored shards. Serves nobody yet.
     ///
     /// # Errors
-    /// If the control group is stored and cannot be started, or a part does not start.
+    /// If the control group is stored and cannot be started for another reason than damage, or a part does not start.
     pub async fn assemble(
         config: Config,
         addresses: Addresses,
@@ -126,6 +133,8 @@ impl Node {
         metrics: Arc<Metrics>,
     ) -> Result<Node, StartError> {
         let node = raft.identity.node;
+        let contacts = Arc::new(Contacts::open(&config.data_dir, raft.identity.cluster));
+        let quarantine = Arc::new(Quarantine::new(metrics.clone()));
         let groups = Groups::open(raft, seams).await?;
         let control = ControlHandle::new(groups.clone(), clock.clone(), metrics.clone());
         let dispatch = Dispatch::new(metrics.clone());
@@ -140,20 +149,24 @@ impl Node {
             dispatch,
             clock,
             metrics,
+            quarantine,
+            contacts,
             shutdown: CancellationToken::new(),
             fault: watch::Sender::new(None),
         };
         context.dispatch.on_call(kind::CONTROL_PROPOSE, Arc::new(context.control.proposals()));
         context.dispatch.on_call(kind::NODE_STATUS, Reports::new(context.clone()));
         context.dispatch.on_call(kind::CLUSTER, Membership::new(context.control.clone()));
+        context.dispatch.on_call(kind::CONTROL_REPLICA, ControlReplicas::new(&context));
         let tasks = Tasks::start(context.clone()).map_err(StartError::Part)?;
         let memory = Memory::start(context.clone()).map_err(StartError::Part)?;
         let formation = Arc::new(Formation::new(context.clone()));
         formation.resume().await?;
         let hosting = Arc::new(Hosting::new(context.clone(), memory.clone()));
         let (removing, removed) = watch::channel(false);
-        let supervisor = Supervisor::start(context.clone(), hosting.clone(), removing);
-        Ok(Node { context, tasks, memory, formation, hosting, supervisor, removed })
+        let supervisor = Supervisor::start(context.clone(), formation.clone(), hosting.clone(), removing);
+        let divergence = Divergence::start(context.clone(), formation.clone(), hosting.clone());
+        Ok(Node { context, tasks, memory, formation, hosting, supervisor, divergence, removed })
     }
 
     /// Hands over what this node leads, then stops all parts in the order in which they need each other.
@@ -163,6 +176,7 @@ impl Node {
         let groups = self.hosting.running().into_iter().map(|(_, group)| group).chain(control);
         join_all(groups.map(hand_over)).await;
         self.context.shutdown.cancel();
+        self.divergence.stop().await;
         self.tasks.stop().await;
         self.memory.stop().await;
         self.hosting.stop().await;
@@ -172,15 +186,13 @@ impl Node {
     }
 }
 
-/// Gives leadership to the voter that has most of the log, so that nobody waits for an election.
+/// Gives leadership to the voter that has most of the log, of those that answer, so that nobody waits for an election.
 async fn hand_over(group: Group) {
     let view = group.status();
-    let me = group.replica();
     if !group.leadership().borrow().mine {
         return;
     }
-    let heirs = view.voters.iter().filter(|replica| **replica != me);
-    let Some(heir) = heirs.max_by_key(|replica| view.matched.get(*replica)).copied() else { return };
+    let Some(heir) = heir(&view, group.replica(), &view.voters) else { return };
     if !matches!(timeout(HAND_OVER_TIMEOUT, group.transfer_leader(heir)).await, Ok(Ok(()))) {
         tracing::warn!(group = %group.id(), "leadership was not handed over; the others hold an election");
     }

@@ -1,7 +1,7 @@
 //! How many appends a second the log writer makes durable, and with how many fsyncs, for a number of proposals in flight.
 //!
 //! Each append is one entry of 1 KiB, in turn to one of eight groups, on the real database in a temporary directory; set
-//! `TMPDIR` to choose the disk. Criterion reports the time for one append; the lines between say appends and fsyncs a second.
+//! `TMPDIR` to choose the disk. Once with the floor, as a node runs, and once without, to see what it costs. Criterion reports the time for one append; the lines between say appends and fsyncs a second.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -11,10 +11,12 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use openraft::EntryPayload;
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::type_config::TypeConfigExt;
+use quorate_raft::FloorFile;
 use quorate_raft::GroupId;
-use quorate_raft::log::{GroupLog, LogConfig, LogStore, WriterMode};
+use quorate_raft::log::{FileFloor, GroupLog, LogConfig, LogStore, WriterMode};
 use quorate_raft::rocks::RocksLog;
 use quorate_raft::types::{Entry, LogId, Proposal, TC, log_id};
+use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
@@ -75,14 +77,32 @@ async fn durable(wait: Option<oneshot::Receiver<Result<(), std::io::Error>>>) {
     wait.expect("one is waiting").await.expect("the writer lives").expect("durable");
 }
 
+/// Forgets everything at once.
+struct NoFloor;
+
+impl FloorFile for NoFloor {
+    fn read(&self) -> std::io::Result<[Vec<u8>; 2]> {
+        Ok([Vec::new(), Vec::new()])
+    }
+    fn write(&self, _slot: usize, _bytes: &[u8]) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 fn log_writer(criterion: &mut Criterion) {
+    measure(criterion, "log_writer", |dir| Arc::new(FileFloor::open(&dir.join("floor")).expect("opens")));
+    measure(criterion, "log_writer_without_floor", |_| Arc::new(NoFloor));
+}
+
+fn measure(criterion: &mut Criterion, name: &str, floor: impl Fn(&Path) -> Arc<dyn FloorFile>) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let mut group = criterion.benchmark_group("log_writer");
+    let mut group = criterion.benchmark_group(name);
     group.throughput(Throughput::Elements(1)).sample_size(10).measurement_time(Duration::from_secs(3));
     for in_flight in IN_FLIGHT {
         let dir = tempfile::tempdir().expect("a directory");
-        let engine = Arc::new(RocksLog::open(dir.path()).expect("opens"));
-        let store = LogStore::open(engine, WriterMode::Thread, LogConfig::default()).expect("starts");
+        let engine = Arc::new(RocksLog::open(&dir.path().join("log")).expect("opens"));
+        let floor = floor(dir.path());
+        let store = LogStore::open(engine, floor, WriterMode::Thread, LogConfig::default()).expect("starts");
         let mut load = runtime.block_on(Load::open(&store));
         let (mut appends, mut seconds) = (0, 0.0);
         let commits = store.metrics().commits();
@@ -96,11 +116,13 @@ fn log_writer(criterion: &mut Criterion) {
         });
         let fsyncs = (store.metrics().commits() - commits) as f64;
         println!(
-            "{in_flight} in flight: {:.0} appends/s, {:.0} fsyncs/s, {:.1} appends a fsync, {:.0} us a commit",
+            "{in_flight} in flight: {:.0} appends/s, {:.0} commits/s, {:.1} appends a commit, {:.0} us a commit and {:.0} us \
+             the floor",
             appends as f64 / seconds,
             fsyncs / seconds,
             appends as f64 / fsyncs,
             store.metrics().mean_commit_seconds() * 1e6,
+            store.metrics().mean_floor_seconds() * 1e6,
         );
         runtime.block_on(store.shutdown());
     }

@@ -17,11 +17,15 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::blocking::Blocking;
+use crate::hashes::Hashes;
+use crate::health::{Health, is_damage};
 use crate::ids::GroupId;
+use crate::log::LogStore;
 use crate::machine::{Machine, Reply, RowBatch, RowVisitor, StateStore, StateStores, Table};
 use crate::observe::{Applying, Observer, failpoint, pass};
 use crate::snapshot::{Checkpoint, CheckpointDirs, Snapshot, SnapshotMeta, decode_mark, encode_mark};
 use crate::types::{Entry, LeaderId, LogId, StoredMembership, TC, position_of};
+use crate::watched::Watched;
 
 /// Entries of one batch at most.
 const BATCH_ENTRIES: usize = 1_024;
@@ -43,10 +47,11 @@ pub(crate) struct Applied {
     pub(crate) limit_bytes: u64,
     /// False until openraft has recovered its state.
     pub(crate) running: AtomicBool,
+    pub(crate) hashes: Hashes,
 }
 
 impl Applied {
-    pub(crate) fn new(store: Arc<dyn StateStore>, limit_bytes: u64) -> Self {
+    pub(crate) fn new(store: Arc<dyn StateStore>, limit_bytes: u64, hash_every: u64) -> Self {
         Applied {
             position: watch::Sender::new(0),
             leader: watch::Sender::new(None),
@@ -55,6 +60,7 @@ impl Applied {
             purge_due: Notify::new(),
             limit_bytes,
             running: AtomicBool::new(false),
+            hashes: Hashes::new(hash_every),
         }
     }
 
@@ -95,11 +101,39 @@ pub(crate) struct Adapter {
     dirs: CheckpointDirs,
     blocking: Blocking,
     meta: SnapshotMeta,
-    /// The newest checkpoint.
-    newest: Arc<Mutex<Option<Snapshot>>>,
+    newest: Arc<Mutex<Newest>>,
+    log: LogStore,
+    health: Arc<Health>,
     observer: Option<Observer>,
     /// The last field, so that it is dropped after the store.
     lease: Lease,
+}
+
+/// The newest checkpoint of the current store.
+#[derive(Default)]
+struct Newest {
+    snapshot: Option<Snapshot>,
+    /// Counts the stores: a checkpoint that was begun on an earlier one is not of this one.
+    store: u64,
+}
+
+/// Why a state cannot be used.
+#[derive(Debug)]
+pub(crate) enum LoadError {
+    /// It is not what was written.
+    Damaged(String),
+    /// The disk refused.
+    Unusable(String),
+}
+
+impl From<io::Error> for LoadError {
+    fn from(error: io::Error) -> Self {
+        if is_damage(&error) {
+            LoadError::Damaged(format!("the state database: {error}"))
+        } else {
+            LoadError::Unusable(error.to_string())
+        }
+    }
 }
 
 /// What [`Adapter::open`] needs.
@@ -110,23 +144,34 @@ pub(crate) struct AdapterParts {
     pub(crate) dirs: CheckpointDirs,
     pub(crate) blocking: Blocking,
     pub(crate) limit_bytes: u64,
+    pub(crate) hash_every: u64,
+    pub(crate) log: LogStore,
+    pub(crate) health: Arc<Health>,
     pub(crate) observer: Option<Observer>,
     pub(crate) lease: Lease,
 }
 
 impl Adapter {
     /// Opens the store and loads the machine from it.
-    pub(crate) async fn open(parts: AdapterParts) -> io::Result<(Adapter, Arc<Applied>)> {
-        let AdapterParts { group, mut machine, states, dirs, blocking, limit_bytes, observer, lease } = parts;
-        let opening = states.clone();
-        let opened = blocking.run(move || {
-            let store = opening.open(group)?;
-            let meta = decode_mark(store.applied()?.as_deref())?;
-            machine.load(store.clone(), meta.last_log_id.as_ref().map(position_of)).map_err(io::Error::other)?;
-            Ok((machine, store, meta))
-        });
-        let (machine, store, meta) = opened.await?;
-        let applied = Arc::new(Applied::new(store.clone(), limit_bytes));
+    pub(crate) async fn open(parts: AdapterParts) -> Result<(Adapter, Arc<Applied>), LoadError> {
+        let AdapterParts {
+            group,
+            machine,
+            states,
+            dirs,
+            blocking,
+            limit_bytes,
+            hash_every,
+            log,
+            health,
+            observer,
+            lease,
+        } = parts;
+        let (opening, watching) = (states.clone(), health.clone());
+        let opened = blocking.run(move || Ok(load(&*opening, group, machine, watching)));
+        let (machine, store, meta) = opened.await??;
+        let applied = Arc::new(Applied::new(store.clone(), limit_bytes, hash_every));
+        applied.hashes.restart(meta.last_log_id.map(|at| (at.index, machine.hash())));
         if let Some(at) = &meta.last_log_id {
             applied.publish(at);
         }
@@ -140,10 +185,17 @@ impl Adapter {
             blocking,
             meta,
             newest: Arc::default(),
+            log,
+            health,
             observer,
             lease,
         };
         Ok((adapter, applied))
+    }
+
+    /// The last entry that the state reflects.
+    pub(crate) fn reached(&self) -> Option<LogId> {
+        self.meta.last_log_id
     }
 
     fn apply_batch(&mut self, batch: Vec<EntryResponder<TC>>) -> io::Result<()> {
@@ -152,13 +204,17 @@ impl Adapter {
         };
         let mut rows = RowBatch::default();
         let mut replies: Vec<(ApplyResponder<TC>, Reply)> = Vec::new();
-        let mut bytes = 0;
+        let (mut bytes, mut noted) = (0, Vec::new());
         for (entry, responder) in batch {
+            let position = entry.log_id.index;
             bytes += ENTRY_OVERHEAD_BYTES + payload_bytes(&entry);
             if let Some(observer) = &self.observer {
                 observer.tell(&applying(self.group, &entry));
             }
             let reply = apply_entry(machine.as_mut(), &mut self.meta, entry, &mut rows)?;
+            if self.applied.hashes.is_due(position) {
+                noted.push((position, machine.hash()));
+            }
             if let Some(responder) = responder {
                 replies.push((responder, reply));
             }
@@ -166,6 +222,7 @@ impl Adapter {
         let Some(at) = self.meta.last_log_id else { return Ok(()) };
         self.store.write(&rows, &encode_mark(Some(&at), &self.meta.last_membership))?;
         pass(self.observer.as_ref(), failpoint::ROWS_WRITTEN)?;
+        self.applied.hashes.advance(noted, (at.index, machine.hash()));
         machine.applied(position_of(&at));
         self.applied.publish(&at);
         for (responder, reply) in replies {
@@ -177,6 +234,7 @@ impl Adapter {
 
     fn builder(&self) -> Builder {
         Builder {
+            begun_on: self.newest.lock().store,
             dir: self.dirs.next(self.group),
             store: self.store.clone(),
             states: self.states.clone(),
@@ -186,6 +244,27 @@ impl Adapter {
             observer: self.observer.clone(),
             _lease: self.lease.clone(),
         }
+    }
+}
+
+/// A machine with the store that it was loaded from, and what that reflects.
+type Loaded = (Box<dyn Machine>, Arc<dyn StateStore>, SnapshotMeta);
+
+/// Opens the store of a group and loads the machine from it. What a machine cannot be loaded from is damaged, unless the
+/// disk has said something else.
+fn load(
+    states: &dyn StateStores,
+    group: GroupId,
+    mut machine: Box<dyn Machine>,
+    health: Arc<Health>,
+) -> Result<Loaded, LoadError> {
+    let store = Watched::new(states.open(group)?, health);
+    let meta = decode_mark(store.applied()?.as_deref())?;
+    let loaded = machine.load(store.clone(), meta.last_log_id.as_ref().map(position_of));
+    match (loaded, store.failed()) {
+        (Ok(()), _) => Ok((machine, store, meta)),
+        (Err(fault), None) => Err(LoadError::Damaged(format!("the state cannot be loaded: {fault}"))),
+        (Err(fault), Some(failed)) => Err(LoadError::Unusable(format!("{fault}: {failed}"))),
     }
 }
 
@@ -253,15 +332,18 @@ impl RaftStateMachine<TC> for Adapter {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Arc<Checkpoint>) -> io::Result<()> {
+        // Entries that contradict the snapshot have been truncated, and that must be on disk first: else a crash could leave
+        // a log and a state that tell different stories, as only damage does.
+        self.log.flush().await?;
         let lost = || io::Error::other("the machine was lost when an earlier snapshot could not be installed");
         let mut machine = self.machine.get_mut().take().ok_or_else(lost)?;
         // Readers keep the old store until the new one is there; it serves who still holds it.
         let old = std::mem::replace(&mut self.store, Arc::new(ClosedStore));
-        let (states, group, expected) = (self.states.clone(), self.group, meta.clone());
+        let (states, group, expected, health) = (self.states.clone(), self.group, meta.clone(), self.health.clone());
         let observer = self.observer.clone();
         let installed = self.blocking.run(move || {
             pass(observer.as_ref(), failpoint::SNAPSHOT_RECEIVED)?;
-            let store = replace(&*states, group, old, snapshot.dir(), &expected)?;
+            let store = Watched::new(replace(&*states, group, old, snapshot.dir(), &expected)?, health);
             #[cfg(feature = "planted")]
             crate::planted::lose_a_table(group, &*store)?;
             pass(observer.as_ref(), failpoint::SNAPSHOT_PLACED)?;
@@ -271,12 +353,17 @@ impl RaftStateMachine<TC> for Adapter {
         let (machine, store) = installed.await.inspect_err(|error| {
             tracing::error!(group = %self.group, %error, "a snapshot could not be installed; the group stops on this node");
         })?;
+        self.applied.hashes.restart(meta.last_log_id.map(|at| (at.index, machine.hash())));
         *self.machine.get_mut() = Some(machine);
         *self.applied.store.write() = store.clone();
         self.store = store;
         self.meta = meta.clone();
-        *self.newest.lock() = None;
-        self.applied.grown_bytes.store(0, Ordering::Relaxed);
+        {
+            let mut newest = self.newest.lock();
+            newest.snapshot = None;
+            newest.store += 1;
+            self.applied.grown_bytes.store(0, Ordering::Relaxed);
+        }
         if let Some(at) = &meta.last_log_id {
             self.applied.publish(at);
         }
@@ -285,7 +372,7 @@ impl RaftStateMachine<TC> for Adapter {
 
     /// The newest checkpoint; one is made when there is none, for that is asked only when a peer needs it.
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
-        let newest = self.newest.lock().clone();
+        let newest = self.newest.lock().snapshot.clone();
         if newest.is_some() || !self.applied.running.load(Ordering::Acquire) || self.meta.last_log_id.is_none() {
             return Ok(newest);
         }
@@ -310,12 +397,14 @@ fn replace(
 
 /// Makes one checkpoint, beside apply.
 pub(crate) struct Builder {
+    /// The number of the store of which it is made.
+    begun_on: u64,
     dir: std::path::PathBuf,
     store: Arc<dyn StateStore>,
     states: Arc<dyn StateStores>,
     applied: Arc<Applied>,
     blocking: Blocking,
-    newest: Arc<Mutex<Option<Snapshot>>>,
+    newest: Arc<Mutex<Newest>>,
     observer: Option<Observer>,
     _lease: Lease,
 }
@@ -336,8 +425,12 @@ impl RaftSnapshotBuilder<TC> for Builder {
             Ok(Snapshot { meta, snapshot: checkpoint })
         });
         let snapshot = built.await?;
-        self.applied.grown_bytes.fetch_sub(grown, Ordering::Relaxed);
-        *self.newest.lock() = Some(snapshot.clone());
+        let mut newest = self.newest.lock();
+        // A snapshot may have replaced the store meanwhile: this one is older than that, and the bytes are counted anew.
+        if newest.store == self.begun_on {
+            self.applied.grown_bytes.fetch_sub(grown, Ordering::Relaxed);
+            newest.snapshot = Some(snapshot.clone());
+        }
         Ok(snapshot)
     }
 }
@@ -373,5 +466,81 @@ impl StateStore for ClosedStore {
     }
     fn checkpoint(&self, _: &Path) -> io::Result<()> {
         closed()
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+mod tests {
+    use super::*;
+    use crate::log::{LogConfig, TaskHooks, WriterMode};
+    use crate::machine::Fault;
+    use crate::memory::{MemoryFloor, MemoryLog, MemoryStates};
+    use crate::types::log_id;
+
+    struct Idle;
+
+    impl Machine for Idle {
+        fn apply(&mut self, _: crate::LogPosition, _: &[u8], _: &mut RowBatch) -> Result<Reply, Fault> {
+            Ok(Reply::none())
+        }
+        fn applied(&mut self, _: crate::LogPosition) {}
+        fn load(&mut self, _: Arc<dyn StateStore>, _: Option<crate::LogPosition>) -> Result<(), Fault> {
+            Ok(())
+        }
+        fn hash(&self) -> u64 {
+            7
+        }
+    }
+
+    const GROUP: GroupId = GroupId(1);
+
+    async fn adapter(states: &MemoryStates, dir: &Path) -> (Adapter, Arc<Applied>) {
+        let mode = WriterMode::Task(TaskHooks::instant());
+        let (log, floor) = (Arc::new(MemoryLog::new()), Arc::new(MemoryFloor::new()));
+        let parts = AdapterParts {
+            group: GROUP,
+            machine: Box::new(Idle),
+            states: Arc::new(states.clone()),
+            dirs: CheckpointDirs::open(dir.join("checkpoints")).unwrap(),
+            blocking: Blocking::InPlace,
+            limit_bytes: 1_000,
+            hash_every: 1,
+            log: LogStore::open(log, floor, mode, LogConfig::default()).unwrap(),
+            health: Arc::default(),
+            observer: None,
+            lease: Arc::new(oneshot::channel().0),
+        };
+        Adapter::open(parts).await.map_err(|error| format!("{error:?}")).unwrap()
+    }
+
+    /// A checkpoint that reflects a position, as a peer would have sent it.
+    fn arrived(states: &MemoryStates, position: u64) -> (SnapshotMeta, Arc<Checkpoint>) {
+        let meta = SnapshotMeta { last_log_id: Some(log_id(2, 1, position)), ..SnapshotMeta::default() };
+        let other = states.open(GroupId(9)).unwrap();
+        other.write(&RowBatch::default(), &encode_mark(meta.last_log_id.as_ref(), &meta.last_membership)).unwrap();
+        let dir = states.staging(GROUP).unwrap();
+        other.checkpoint(&dir).unwrap();
+        (meta, Arc::new(Checkpoint::new(dir)))
+    }
+
+    #[tokio::test]
+    async fn a_checkpoint_of_the_store_before_a_snapshot_is_not_the_newest_of_the_one_after() {
+        let dir = tempfile::tempdir().unwrap();
+        let states = MemoryStates::new(dir.path().join("scratch"));
+        let (mut adapter, applied) = adapter(&states, dir.path()).await;
+        applied.running.store(true, Ordering::Release);
+        applied.grow(500);
+        let mut early = adapter.get_snapshot_builder().await;
+        let (meta, snapshot) = arrived(&states, 50);
+        adapter.install_snapshot(&meta, snapshot).await.unwrap();
+        let built = early.build_snapshot().await.unwrap();
+        assert_eq!(built.meta.last_log_id, None, "it is one of the empty store");
+        assert_eq!(applied.grown_bytes.load(Ordering::Relaxed), 0);
+        let current = adapter.get_current_snapshot().await.unwrap().unwrap();
+        assert_eq!(current.meta, meta);
+        let mut late = adapter.get_snapshot_builder().await;
+        assert_eq!(late.build_snapshot().await.unwrap().meta, meta);
+        assert_eq!((applied.hashes.current(), applied.hashes.noted()), (Some((50, 7)), Vec::new()));
     }
 }

@@ -1,4 +1,4 @@
-//! The seam below the log writer: a store of log records that can make a batch durable at once.
+//! The seams below the log writer: a store of log records that can make a batch durable at once, and the file of the floor.
 
 use std::io;
 
@@ -75,4 +75,15 @@ pub trait LogEngine: Send + Sync + 'static {
     fn mark(&self, group: GroupId, kind: MarkKind) -> io::Result<Option<Bytes>>;
     /// Groups that have anything stored.
     fn groups(&self) -> io::Result<Vec<GroupId>>;
+}
+
+/// The file of the floor: two slots that are written in turn, so that one of them is whole at any time.
+///
+/// The floor says what the log database must hold; [`log`](crate::log) says how it is used.
+pub trait FloorFile: Send + Sync + 'static {
+    /// The bytes of both slots. A slot that was never written is empty or all zero.
+    fn read(&self) -> io::Result<[Vec<u8>; 2]>;
+    /// Puts `bytes` at the beginning of a slot and makes that durable before it returns. What the slot held behind them may
+    /// stay. An error is final, as with [`LogEngine::commit`].
+    fn write(&self, slot: usize, bytes: &[u8]) -> io::Result<()>;
 }

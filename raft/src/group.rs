@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,8 +21,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::apply::{Adapter, Applied};
 use crate::blocking::Blocking;
+use crate::health::{Health, Stop};
 use crate::ids::{GroupId, LogPosition, ReplicaId};
-use crate::log::GroupLogReader;
+use crate::log::{GroupLogReader, LogStore};
 use crate::machine::{Reply, StateStore, StateStores};
 use crate::proto;
 use crate::reads::Read;
@@ -78,6 +79,9 @@ pub struct GroupView {
     pub purged: u64,
     /// How far each replica is known to have the log. Only on the leader.
     pub matched: BTreeMap<ReplicaId, u64>,
+    /// How long ago the leader sent what each other replica has answered last; `None` if it has not answered this leader
+    /// yet. Only on the leader.
+    pub heard: BTreeMap<ReplicaId, Option<Duration>>,
 }
 
 /// Why a proposal was not confirmed.
@@ -162,9 +166,15 @@ pub(crate) struct Running {
     pub(crate) hurry: Arc<AtomicBool>,
     /// What has arrived of a snapshot.
     pub(crate) receiving: tokio::sync::Mutex<Option<Receiving>>,
+    /// What is noticed of its disk.
+    pub(crate) health: Arc<Health>,
     /// Ends the tasks of the group.
     pub(crate) stop: CancellationToken,
     /// Cancelled when the core has ended, wanted or not.
+    pub(crate) core_ended: CancellationToken,
+    /// Set before `ended`.
+    pub(crate) outcome: OnceLock<Stop>,
+    /// Cancelled when the group has stopped and it is known why.
     pub(crate) ended: CancellationToken,
     /// Told when the database handles are gone. Taken by whoever stops the group.
     pub(crate) released: parking_lot::Mutex<Option<oneshot::Receiver<()>>>,
@@ -182,6 +192,7 @@ impl Running {
         let membership = metrics.membership_config.membership();
         let position = |at: &Option<crate::types::LogId>| at.map_or(0, |at| at.index);
         let matched = metrics.replication.iter().flatten();
+        let heard = metrics.heartbeat.iter().flatten().filter(|(replica, _)| **replica != self.replica);
         GroupView {
             term: metrics.current_term,
             leader: metrics.current_leader.and_then(|leader| Some((leader, membership.get_node(&leader)?.clone()))),
@@ -193,23 +204,69 @@ impl Running {
             committed: position(&metrics.local_committed),
             purged: position(&metrics.purged),
             matched: matched.map(|(replica, at)| (*replica, position(at))).collect(),
+            heard: heard.map(|(replica, at)| (*replica, at.as_ref().map(|at| at.elapsed()))).collect(),
         }
     }
 
     /// Shuts the core down and waits until nothing holds the database any more.
-    pub(crate) async fn shut_down(&self) {
+    pub(crate) async fn shut_down(&self, why: Stop) {
+        if self.close().await {
+            self.end(why);
+        }
+    }
+
+    /// The same without saying so. False if another one did it, and has said so.
+    async fn close(&self) -> bool {
         self.stop.cancel();
         if let Err(error) = self.raft.shutdown().await {
             tracing::error!(group = %self.id, %error, "the core of the group had failed");
         }
         self.applied.close_store();
         let released = self.released.lock().take();
-        if let Some(released) = released {
-            // An error is the news: the sender was dropped with the last holder.
-            let _ = released.await;
-        }
+        let Some(released) = released else {
+            self.ended.cancelled().await;
+            return false;
+        };
+        // An error is the news: the sender was dropped with the last holder.
+        let _ = released.await;
+        true
+    }
+
+    /// Says that the group has stopped. The first reason counts.
+    fn end(&self, why: Stop) {
         self.leadership.send_replace(Leadership::default());
+        self.outcome.get_or_init(|| why);
         self.ended.cancel();
+    }
+
+    /// What openraft says of its end.
+    fn fault(&self) -> Stop {
+        let metrics = self.raft.metrics();
+        let state = metrics.borrow_watched().running_state.clone();
+        Stop::Fault(state.err().map_or_else(|| "its core has ended".to_owned(), |fatal| fatal.to_string()))
+    }
+}
+
+/// Waits for damage or the end of the core, and draws the consequences: a damaged replica is marked in the floor before it
+/// lets go of anything, and stops.
+pub(crate) async fn run_health(group: Arc<Running>, log: LogStore, directory: Arc<Directory>) {
+    tokio::select! {
+        () = group.health.damaged() => {}
+        () = group.core_ended.cancelled() => {}
+        // Whoever stops it says why.
+        () = group.stop.cancelled() => return,
+    }
+    let Some(reason) = group.health.found() else {
+        return group.end(group.fault());
+    };
+    tracing::error!(group = %group.id, replica = group.replica, reason, "a replica is damaged and quarantined");
+    let why = match log.quarantine(group.id, group.replica, &reason).await {
+        Ok(()) => Stop::Damaged(reason),
+        Err(error) => Stop::Fault(format!("it is damaged ({reason}) and could not be quarantined: {error}")),
+    };
+    if group.close().await {
+        directory.remove_this(&group);
+        group.end(why);
     }
 }
 
@@ -245,7 +302,7 @@ pub(crate) async fn run_leadership(group: Arc<Running>) {
         if ended {
             // The core has stopped, wanted or not: nobody here leads any more.
             group.leadership.send_replace(Leadership::default());
-            group.ended.cancel();
+            group.core_ended.cancel();
             return;
         }
     }
@@ -272,6 +329,14 @@ impl Directory {
 
     pub(crate) fn remove(&self, group: GroupId) -> Option<Arc<Running>> {
         self.groups.write().remove(&group)
+    }
+
+    /// Removes a group unless another life of it is here already.
+    pub(crate) fn remove_this(&self, group: &Arc<Running>) {
+        let mut groups = self.groups.write();
+        if groups.get(&group.id).is_some_and(|found| Arc::ptr_eq(found, group)) {
+            groups.remove(&group.id);
+        }
     }
 
     /// The group that a message is for, if its replica is the one that is here.
@@ -510,10 +575,22 @@ impl Group {
         }
     }
 
-    /// Returns when the group has stopped on this node: because it was stopped, or because its machine or its disk had
-    /// a fault. The log says which.
-    pub async fn stopped(&self) {
+    /// Returns when the group has stopped on this node, and why.
+    pub async fn stopped(&self) -> Stop {
         self.running.ended.cancelled().await;
+        self.running.outcome.get().cloned().unwrap_or(Stop::Wanted)
+    }
+
+    /// The hashes of the state at the last positions, of at most 64, that are multiples of
+    /// [`GroupsConfig::hash_every`](crate::GroupsConfig::hash_every): (position, hash), ascending. Starts anew when the group
+    /// starts and when a snapshot replaces the state.
+    pub fn hashes(&self) -> Vec<(u64, u64)> {
+        self.running.applied.hashes.noted()
+    }
+
+    /// The last applied position with the hash of the state there. Both are of one moment.
+    pub fn hash(&self) -> Option<(u64, u64)> {
+        self.running.applied.hashes.current()
     }
 
     /// The group as this replica sees it.

@@ -5,17 +5,23 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt as _};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use tokio::runtime::{Handle, Runtime};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::aside;
 use crate::blocking::Blocking;
-use crate::engine::LogEngine;
+use crate::engine::{FloorFile, LogEngine};
 use crate::group::{Directory, Group};
+use crate::health::Stop;
+#[cfg(feature = "rocksdb")]
+use crate::health::is_damage;
 use crate::identity::{Identity, IdentityError};
 use crate::ids::{ClusterId, GroupId, NodeId, ReplicaId};
-use crate::log::{LogConfig, LogError, LogStore, WriterMode};
+#[cfg(feature = "rocksdb")]
+use crate::log::FileFloor;
+use crate::log::{LogConfig, LogError, LogStore, StoredReplica, WriterMode};
 use crate::machine::{Machine, StateStores};
 use crate::metrics::{GroupCollector, TransportMetrics};
 use crate::observe::{Observer, failpoint, pass};
@@ -41,6 +47,8 @@ pub struct GroupsConfig {
     pub purge_tail: u64,
     /// The most bytes a second that this node sends of one snapshot.
     pub snapshot_bytes_per_s: u64,
+    /// A replica notes the hash of its state at each position that is a multiple of this.
+    pub hash_every: u64,
     /// Threads of the runtime that Raft has for itself; `None` runs it on the caller's runtime and does blocking work
     /// in place, as a simulation needs it.
     pub threads: Option<usize>,
@@ -51,7 +59,8 @@ pub struct GroupsConfig {
 }
 
 impl GroupsConfig {
-    /// The defaults: 64 MiB of log between checkpoints, 1,000 entries kept, 64 MiB/s of snapshot, two threads.
+    /// The defaults: 64 MiB of log between checkpoints, 1,000 entries kept, 64 MiB/s of snapshot, a hash every 1,024 entries, two
+    /// threads.
     pub fn new(identity: Identity, data_dir: PathBuf, advertise: String) -> Self {
         GroupsConfig {
             identity,
@@ -61,6 +70,7 @@ impl GroupsConfig {
             snapshot_log_bytes: 64 << 20,
             purge_tail: 1_000,
             snapshot_bytes_per_s: 64 << 20,
+            hash_every: 1_024,
             threads: Some(2),
             registry: prometheus::Registry::new(),
             observer: None,
@@ -79,6 +89,8 @@ pub struct GroupConfig {
 pub struct Seams {
     /// The log database.
     pub log: Arc<dyn LogEngine>,
+    /// What the log database must hold.
+    pub floor: Arc<dyn FloorFile>,
     /// The state databases.
     pub states: Arc<dyn StateStores>,
     /// How to reach an address.
@@ -89,20 +101,46 @@ pub struct Seams {
 
 #[cfg(feature = "rocksdb")]
 impl Seams {
-    /// The parts of a real node: RocksDB below the data directory, TCP, and a thread for the log writer.
+    /// The parts of a real node: RocksDB and the floor below the data directory, TCP, and a thread for the log writer.
+    ///
+    /// A log database that is damaged as a whole is moved aside and an empty one takes its place; the floor still says which
+    /// replicas were in it, and [`Groups::open`] quarantines them.
     pub fn durable(data_dir: &std::path::Path) -> Result<Seams, OpenError> {
         let failed = |what: &str| {
             let what = what.to_owned();
             move |source| OpenError::Io { what, source }
         };
-        let log = crate::rocks::RocksLog::open(&data_dir.join("log")).map_err(failed("log database"))?;
+        // Before the log, so that a data directory has a floor from its first log on.
+        let floor = FileFloor::open(&data_dir.join("floor")).map_err(failed("floor"))?;
+        let log = open_log(data_dir).map_err(failed("log database"))?;
         let states = crate::rocks::RocksStates::open(&data_dir.join("state")).map_err(failed("state databases"))?;
         Ok(Seams {
             log: Arc::new(log),
+            floor: Arc::new(floor),
             states: Arc::new(states),
             connector: Arc::new(crate::transport::TcpConnector),
             writer: WriterMode::Thread,
         })
+    }
+}
+
+/// Opens the log database, or an empty one in its place if it is damaged.
+#[cfg(feature = "rocksdb")]
+fn open_log(data_dir: &std::path::Path) -> io::Result<crate::rocks::RocksLog> {
+    use crate::rocks::RocksLog;
+    let dir = data_dir.join("log");
+    // It may open and not even say which groups it holds.
+    let readable = |log: RocksLog| log.groups().map(|_| log);
+    match RocksLog::open(&dir).and_then(readable) {
+        Err(error) if is_damage(&error) => {
+            let aside = aside::move_log(data_dir, &dir)?;
+            tracing::error!(
+                %error, aside = %aside.display(),
+                "the log database is damaged; it is moved aside, and every replica of this node is quarantined"
+            );
+            RocksLog::open(&dir)
+        }
+        opened => opened,
     }
 }
 
@@ -116,6 +154,28 @@ pub enum OpenError {
         what: String,
         /// What the system said.
         source: io::Error,
+    },
+    /// What the replica has on disk is damaged. It is quarantined durably.
+    #[error(
+        "replica {replica} of group {group} is damaged and quarantined: {reason}. It never votes and serves nothing; its \
+         peers hold what it held, and the cluster puts a new replica in its place"
+    )]
+    Damaged {
+        /// The group.
+        group: GroupId,
+        /// The replica. 0 where nothing is left that says which it was.
+        replica: ReplicaId,
+        /// What was found.
+        reason: String,
+    },
+    /// Floor and log of a member are gone.
+    #[error(
+        "this node is a member of cluster {cluster}, and its Raft logs and the floor are gone: it could vote twice. Remove \
+         it with `quorate cluster leave`, empty its data directory and join it as a new node"
+    )]
+    Lost {
+        /// The cluster.
+        cluster: ClusterId,
     },
     /// The log cannot be used, for example because it belongs to another replica.
     #[error(transparent)]
@@ -142,6 +202,13 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// Whether a replica is damaged on this node, so that another must take its place.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, OpenError::Damaged { .. })
+    }
+}
+
 /// All groups of this node: one log writer, one set of peer connections, one runtime. Cheap to clone.
 #[derive(Clone)]
 pub struct Groups {
@@ -163,13 +230,21 @@ pub(crate) struct Inner {
     /// Starts and stops of groups, one at a time.
     changes: tokio::sync::Mutex<()>,
     stop: CancellationToken,
-    owned: Mutex<Option<Runtime>>,
+    _owned: OwnedRuntime,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         self.stop.cancel();
-        if let Some(runtime) = self.owned.lock().take() {
+    }
+}
+
+/// Raft's own runtime, if it has one. It ends with whoever holds it, also with an opening that fails half-way.
+struct OwnedRuntime(Option<Runtime>);
+
+impl Drop for OwnedRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
             // Waiting is not allowed here: this may be a thread of a runtime.
             runtime.shutdown_background();
         }
@@ -189,13 +264,20 @@ impl Groups {
         let failed = |what: &str, source| OpenError::Io { what: what.to_owned(), source };
         let node = Handle::current();
         let owned = config.threads.map(build_runtime).transpose().map_err(|source| failed("threads", source))?;
-        let runtime = owned.as_ref().map_or_else(|| node.clone(), |owned| owned.handle().clone());
-        let blocking = if owned.is_some() { Blocking::Pool } else { Blocking::InPlace };
+        let owned = OwnedRuntime(owned);
+        let runtime = owned.0.as_ref().map_or_else(|| node.clone(), |owned| owned.handle().clone());
+        let blocking = if owned.0.is_some() { Blocking::Pool } else { Blocking::InPlace };
         let dirs = CheckpointDirs::open(config.data_dir.join("checkpoints"));
         let dirs = dirs.map_err(|source| failed("directory of checkpoints", source))?;
         let log = {
             let _entered = runtime.enter();
-            LogStore::open(seams.log, seams.writer, LogConfig::default())?
+            // Whoever keeps an identity of a member has had logs: it becomes a member only after this has run once.
+            let member = config.identity.cluster.filter(|_| config.identity.is_kept());
+            let logs = LogConfig { used_before: member.is_some(), ..LogConfig::default() };
+            LogStore::open(seams.log, seams.floor, seams.writer, logs).map_err(|error| match (error, member) {
+                (LogError::Lost, Some(cluster)) => OpenError::Lost { cluster },
+                (error, _) => error.into(),
+            })?
         };
         let hellos = Arc::new(Hellos::new(config.identity.clone()));
         let metrics = TransportMetrics::new();
@@ -221,8 +303,14 @@ impl Groups {
             service,
             changes: tokio::sync::Mutex::default(),
             stop: CancellationToken::new(),
-            owned: Mutex::new(owned),
+            _owned: owned,
         };
+        for group in inner.log.doomed() {
+            tracing::info!(%group, "finishing the deletion of a replica that was cut off");
+            inner.begin_destroy(group).await?;
+            inner.log.end_destroy(group).await?;
+        }
+        inner.clear_aside().await;
         Ok(Groups { inner: Arc::new(inner) })
     }
 
@@ -292,6 +380,10 @@ impl Groups {
 
     /// Starts a group: loads the machine from the state store, then openraft replays the committed log above it.
     /// Refused when the stored log belongs to another replica.
+    ///
+    /// # Errors
+    /// [`OpenError::Damaged`] when what is stored is not what it must be. The replica is quarantined durably then, here or
+    /// before.
     pub async fn start_group_with(
         &self,
         group: GroupId,
@@ -315,9 +407,28 @@ impl Groups {
         self.inner.directory.get(group).map(Group::new)
     }
 
-    /// The groups, with the replica that owns each, that have something stored here: what to start after a restart.
-    pub fn stored_groups(&self) -> Result<Vec<(GroupId, ReplicaId)>, OpenError> {
-        Ok(self.inner.log.stored()?)
+    /// The replicas that have something stored here: what to start after a restart, but for the quarantined ones.
+    ///
+    /// # Errors
+    /// None at present.
+    pub fn stored_groups(&self) -> Result<Vec<StoredReplica>, OpenError> {
+        Ok(self.inner.log.stored())
+    }
+
+    /// Takes a replica that is stored here out of service for good: marks it durably as damaged, and stops its group if it
+    /// runs, which then says [`Stop::Damaged`]. Returns when both are done. Does nothing to one that is quarantined.
+    ///
+    /// # Errors
+    /// [`LogError::NotStored`] or [`LogError::OtherReplica`] if it is not what is stored here.
+    pub async fn quarantine(&self, group: GroupId, replica: ReplicaId, reason: &str) -> Result<(), OpenError> {
+        let _one_at_a_time = self.inner.changes.lock().await;
+        self.inner.log.quarantine(group, replica, reason).await?;
+        if let Some(running) = self.inner.directory.get(group) {
+            running.health.damage(reason.to_owned());
+            running.ended.cancelled().await;
+        }
+        self.inner.stop_group(group).await;
+        Ok(())
     }
 
     /// Stops a group and waits until it has let go of its databases. Does nothing if it does not run.
@@ -326,16 +437,16 @@ impl Groups {
         self.inner.stop_group(group).await;
     }
 
-    /// Stops a group and deletes its log and state: for a replica that was removed.
+    /// Stops a group and deletes its log and state: for a replica that was removed, or that is quarantined and has a
+    /// successor. A node that dies in the middle finishes it at its next start, before anything of the group can be started.
     pub async fn destroy_group(&self, group: GroupId) -> Result<(), OpenError> {
         let _one_at_a_time = self.inner.changes.lock().await;
         self.inner.stop_group(group).await;
-        // The state first: a log without its state is a replica that replays, the reverse would be one that forgot.
-        let states = self.inner.states.clone();
-        let destroyed = self.inner.on_runtime(async move |blocking| blocking.run(move || states.destroy(group)).await);
-        destroyed.await.map_err(|source| OpenError::Io { what: format!("state of group {group}"), source })?;
+        self.inner.begin_destroy(group).await?;
         self.pass(failpoint::STATE_DESTROYED).await;
-        Ok(self.inner.log.destroy(group).await?)
+        self.inner.log.end_destroy(group).await?;
+        self.inner.clear_aside().await;
+        Ok(())
     }
 
     /// Passes a [`failpoint`], or never returns when the observer ends the node there.
@@ -364,8 +475,39 @@ impl Groups {
 
 impl Inner {
     async fn stop_group(&self, group: GroupId) {
-        if let Some(running) = self.directory.remove(group) {
-            running.shut_down().await;
+        let Some(running) = self.directory.remove(group) else { return };
+        running.shut_down(Stop::Wanted).await;
+        // Damage that was found while it stopped must not be forgotten.
+        if let Some(reason) = running.health.found()
+            && let Err(error) = self.log.quarantine(group, running.replica, &reason).await
+        {
+            tracing::error!(%group, %error, reason, "a damaged replica could not be marked; its next start finds it again");
+        }
+    }
+
+    /// Deletes log and state of a group that does not run. The floor remembers from the first step to the last.
+    async fn begin_destroy(&self, group: GroupId) -> Result<(), OpenError> {
+        self.log.begin_destroy(group).await?;
+        self.destroy_state(group).await
+    }
+
+    /// Deletes the state of a group.
+    pub(crate) async fn destroy_state(&self, group: GroupId) -> Result<(), OpenError> {
+        let states = self.states.clone();
+        let destroyed = self.on_runtime(async move |blocking| blocking.run(move || states.destroy(group)).await);
+        destroyed.await.map_err(|source| OpenError::Io { what: format!("state of group {group}"), source })
+    }
+
+    /// Deletes log databases that were moved aside, once none of their replicas waits for its successor. What cannot be
+    /// deleted stays for the next time.
+    async fn clear_aside(&self) {
+        if self.log.stored().iter().any(|stored| stored.quarantined.is_some()) {
+            return;
+        }
+        let data_dir = self.config.data_dir.clone();
+        let cleared = self.on_runtime(async move |blocking| blocking.run(move || aside::clear(&data_dir)).await);
+        if let Err(error) = cleared.await {
+            tracing::warn!(%error, "a damaged log database that was moved aside could not be deleted");
         }
     }
 
@@ -388,6 +530,9 @@ fn check_settings(config: &GroupsConfig) -> Result<(), OpenError> {
     }
     if config.snapshot_log_bytes == 0 || config.snapshot_bytes_per_s == 0 {
         return settings("snapshot_log_bytes and snapshot_bytes_per_s must not be 0".to_owned());
+    }
+    if config.hash_every == 0 {
+        return settings("hash_every must not be 0".to_owned());
     }
     if config.threads == Some(0) {
         return settings("threads must not be 0".to_owned());

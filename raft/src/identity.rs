@@ -1,4 +1,6 @@
 //! Who this node is: minted once, counted at every start, never taken from a host name.
+//!
+//! It is kept twice, each copy with a checksum: a node without its identity would be another node, and its disk useless.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -9,7 +11,11 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{ClusterId, NodeId};
 
 const FILE: &str = "identity.json";
-const VERSION: u32 = 1;
+const COPY: &str = "identity-copy.json";
+/// Version 1 had no checksum.
+const VERSION: u32 = 2;
+/// What else a data directory holds that was used before.
+const TRACES: [&str; 2] = ["floor", "log"];
 
 /// The identity of a node, kept in its data directory.
 ///
@@ -62,31 +68,78 @@ pub enum IdentityError {
     },
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Record {
     version: u32,
     node: String,
     cluster: Option<String>,
     incarnation: u64,
+    /// CRC32C over the fields above, from version 2 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    checksum: Option<u32>,
+}
+
+impl Record {
+    fn sum(&self) -> u32 {
+        let cluster = self.cluster.as_deref().unwrap_or("-");
+        crc32c::crc32c(format!("{}/{}/{cluster}/{}", self.version, self.node, self.incarnation).as_bytes())
+    }
+}
+
+/// What is found where a copy should be.
+enum Found {
+    Missing,
+    Whole(Identity),
+    Damaged(IdentityError),
 }
 
 impl Identity {
-    /// Reads the identity in `dir`, or mints one in a directory that has none, and counts this start durably.
+    /// Reads the identity in `dir`, or mints one in a directory that has none, and counts this start durably. A copy that is
+    /// damaged or missing is made anew from the other one.
+    ///
+    /// # Errors
+    /// [`IdentityError::Damaged`] if no copy can be read, also where both are gone from a directory that was used.
     pub fn open(dir: &Path) -> Result<Identity, IdentityError> {
         let path = dir.join(FILE);
         fs_err::create_dir_all(dir).map_err(|source| io_error(&path, source))?;
-        let mut identity = match fs_err::read(&path) {
-            Ok(bytes) => decode(&path, &bytes)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        let mut identity = match (read(&path)?, read(&dir.join(COPY))?) {
+            (Found::Whole(first), Found::Whole(second)) if first.node != second.node => {
+                let reason = format!("it names node {}, its copy names node {}", first.node, second.node);
+                return Err(IdentityError::Damaged { path, reason });
+            }
+            // A crash can have left one of them a step behind.
+            (Found::Whole(first), Found::Whole(second)) => {
+                if first.incarnation >= second.incarnation {
+                    first
+                } else {
+                    second
+                }
+            }
+            (Found::Whole(found), other) | (other, Found::Whole(found)) => {
+                if let Found::Damaged(error) = other {
+                    tracing::warn!(%error, "one copy of the identity is damaged; it is made anew from the other");
+                }
+                found
+            }
+            (Found::Damaged(error), _) | (_, Found::Damaged(error)) => return Err(error),
+            (Found::Missing, Found::Missing) => {
+                if let Some(trace) = TRACES.iter().find(|name| dir.join(name).exists()) {
+                    let reason = format!("it is gone, but {trace} beside it is not");
+                    return Err(IdentityError::Damaged { path, reason });
+                }
                 Identity { node: NodeId(random_id()), cluster: None, incarnation: 0, dir: None }
             }
-            Err(source) => return Err(io_error(&path, source)),
         };
         identity.incarnation += 1;
         identity.dir = Some(dir.to_owned());
         identity.save(dir)?;
         Ok(identity)
+    }
+
+    /// Whether it is kept on disk.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.dir.is_some()
     }
 
     /// An identity that is kept nowhere, for simulations that keep it themselves.
@@ -110,31 +163,50 @@ impl Identity {
         }
     }
 
-    /// Writes beside the file, syncs, renames over it and syncs the directory: a crash leaves the old or the new one.
+    /// Writes both copies, one after the other: a crash leaves at least one of them whole.
     fn save(&self, dir: &Path) -> Result<(), IdentityError> {
-        let path = dir.join(FILE);
-        let record = Record {
+        let mut record = Record {
             version: VERSION,
             node: self.node.to_string(),
             cluster: self.cluster.map(|cluster| cluster.to_string()),
             incarnation: self.incarnation,
+            checksum: None,
         };
-        let write = || -> io::Result<()> {
-            let new = dir.join("identity.json.new");
-            let mut file = File::create(&new)?;
-            file.write_all(&serde_json::to_vec_pretty(&record)?)?;
-            file.sync_all()?;
-            std::fs::rename(&new, &path)?;
-            File::open(dir)?.sync_all()
-        };
-        write().map_err(|source| io_error(&path, source))
+        record.checksum = Some(record.sum());
+        for name in [FILE, COPY] {
+            put(dir, name, &record).map_err(|source| io_error(&dir.join(name), source))?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes beside the file, syncs, renames over it and syncs the directory: a crash leaves the old or the new one.
+fn put(dir: &Path, name: &str, record: &Record) -> io::Result<()> {
+    let new = dir.join(format!("{name}.new"));
+    let mut file = File::create(&new)?;
+    file.write_all(&serde_json::to_vec_pretty(record)?)?;
+    file.sync_all()?;
+    std::fs::rename(&new, dir.join(name))?;
+    File::open(dir)?.sync_all()
+}
+
+fn read(path: &Path) -> Result<Found, IdentityError> {
+    match fs_err::read(path) {
+        Ok(bytes) => Ok(decode(path, &bytes).map_or_else(Found::Damaged, Found::Whole)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Found::Missing),
+        Err(source) => Err(io_error(path, source)),
     }
 }
 
 fn decode(path: &Path, bytes: &[u8]) -> Result<Identity, IdentityError> {
     let damaged = |reason: String| IdentityError::Damaged { path: path.to_owned(), reason };
     let record: Record = serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
-    if record.version != VERSION {
+    match record.checksum {
+        Some(sum) if sum != record.sum() => return Err(damaged("its checksum does not match".to_owned())),
+        None if record.version >= 2 => return Err(damaged("it has no checksum".to_owned())),
+        _ => {}
+    }
+    if record.version > VERSION || record.version == 0 {
         return Err(damaged(format!("version {}, this program knows {VERSION}", record.version)));
     }
     let id = |text: &str| u64::from_str_radix(text, 16).map_err(|_| damaged(format!("{text:?} is not an id")));
@@ -184,14 +256,77 @@ mod tests {
     }
 
     #[test]
-    fn a_half_written_file_is_named_and_not_replaced() {
+    fn one_damaged_copy_is_mended_from_the_other() {
+        for name in [FILE, COPY] {
+            for harm in 0..3 {
+                let dir = tempfile::tempdir().unwrap();
+                let mut first = Identity::open(dir.path()).unwrap();
+                first.adopt_cluster(ClusterId(7)).unwrap();
+                let path = dir.path().join(name);
+                let whole = fs_err::read(&path).unwrap();
+                match harm {
+                    0 => fs_err::remove_file(&path).unwrap(),
+                    1 => fs_err::write(&path, &whole[..whole.len() / 2]).unwrap(),
+                    _ => fs_err::write(&path, b"").unwrap(),
+                }
+                let second = Identity::open(dir.path()).unwrap();
+                assert_eq!((second.node, second.cluster, second.incarnation), (first.node, Some(ClusterId(7)), 2));
+                let (one, other) = (fs_err::read(dir.path().join(FILE)), fs_err::read(dir.path().join(COPY)));
+                assert_eq!(one.unwrap(), other.unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_changes_nothing_that_is_read() {
         let dir = tempfile::tempdir().unwrap();
-        Identity::open(dir.path()).unwrap();
+        let mut first = Identity::open(dir.path()).unwrap();
+        first.adopt_cluster(ClusterId(0x12)).unwrap();
         let path = dir.path().join(FILE);
         let whole = fs_err::read(&path).unwrap();
-        fs_err::write(&path, &whole[..whole.len() / 2]).unwrap();
+        for bit in 0..whole.len() * 8 {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            if let Ok(read) = decode(&path, &bytes) {
+                // White space and the case of a digit may change, what is meant not.
+                assert_eq!((read.node, read.cluster, read.incarnation), (first.node, first.cluster, 1), "bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn two_damaged_copies_are_named_and_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        Identity::open(dir.path()).unwrap();
+        for name in [FILE, COPY] {
+            let path = dir.path().join(name);
+            let whole = fs_err::read(&path).unwrap();
+            fs_err::write(&path, &whole[..whole.len() / 2]).unwrap();
+        }
+        let before = fs_err::read(dir.path().join(FILE)).unwrap();
         let refused = Identity::open(dir.path()).unwrap_err();
         assert!(matches!(&refused, IdentityError::Damaged { .. }), "{refused}");
-        assert_eq!(fs_err::read(&path).unwrap().len(), whole.len() / 2);
+        assert_eq!(fs_err::read(dir.path().join(FILE)).unwrap(), before);
+    }
+
+    #[test]
+    fn a_used_directory_never_becomes_another_node() {
+        let dir = tempfile::tempdir().unwrap();
+        Identity::open(dir.path()).unwrap();
+        fs_err::write(dir.path().join("floor"), b"").unwrap();
+        fs_err::remove_file(dir.path().join(FILE)).unwrap();
+        fs_err::remove_file(dir.path().join(COPY)).unwrap();
+        let refused = Identity::open(dir.path()).unwrap_err();
+        assert!(matches!(&refused, IdentityError::Damaged { .. }), "{refused}");
+    }
+
+    #[test]
+    fn an_identity_of_version_1_is_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = br#"{ "version": 1, "node": "00000000000000ab", "cluster": null, "incarnation": 4 }"#;
+        fs_err::write(dir.path().join(FILE), old).unwrap();
+        let identity = Identity::open(dir.path()).unwrap();
+        assert_eq!((identity.node, identity.incarnation), (NodeId(0xab), 5));
+        assert!(fs_err::read_to_string(dir.path().join(COPY)).unwrap().contains("checksum"));
     }
 }

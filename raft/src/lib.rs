@@ -17,14 +17,15 @@
 //!        append stream (one per peer, all groups)                              Machine::apply ─► rows ─► StateStore
 //! ```
 //!
-//! Three seams make the crate run on a simulated network, disk and clock: [`LogEngine`], [`StateStores`] and
-//! [`Connector`]. Time is tokio's clock and nothing else.
+//! Four seams make the crate run on a simulated network, disk and clock: [`LogEngine`], [`FloorFile`], [`StateStores`]
+//! and [`Connector`]. Time is tokio's clock and nothing else.
 //!
 //! Invariants that the rest of the project builds on:
 //! - A [`Committed`] proposal is fsynced on a majority and applied here.
 //! - A time-out or a lost leader means *unknown*, never *failed*: [`ProposeError::Unknown`].
 //! - [`Leadership::mine`] is true only after an entry of the leader's own term has been applied locally, so a leader
 //!   that acts on its machine sees everything that any earlier leader acknowledged.
+//! - A replica whose disk is damaged is quarantined durably before anybody is told: [`Stop::Damaged`]. It never votes again.
 //! - A message of another cluster, from a node that is not who it was, or to a group that is not here, is refused.
 
 pub mod engine;
@@ -38,9 +39,12 @@ pub mod planted;
 pub mod rocks;
 
 mod apply;
+mod aside;
 mod blocking;
 mod group;
 mod groups;
+mod hashes;
+mod health;
 mod identity;
 mod metrics;
 mod observe;
@@ -52,13 +56,15 @@ mod start;
 mod timers;
 mod transport;
 pub mod types;
+mod watched;
 
-pub use engine::{LogChange, LogEngine, MarkKind};
+pub use engine::{FloorFile, LogChange, LogEngine, MarkKind};
 pub use group::{Committed, Group, GroupView, Leadership, MembershipError, Pending, ProposeError, ReadError};
 pub use groups::{GroupConfig, Groups, GroupsConfig, OpenError, Seams};
+pub use health::Stop;
 pub use identity::{Identity, IdentityError};
 pub use ids::{ClusterId, GroupId, LogPosition, NodeId, ReplicaId};
-pub use log::{LogError, TaskHooks, WriterMode};
+pub use log::{LogError, StoredReplica, TaskHooks, WriterMode};
 pub use machine::{Fault, Machine, Reply, RowBatch, RowVisitor, StateStore, StateStores, Table};
 pub use observe::{Applying, Observer, failpoint};
 pub use timers::Timers;

@@ -66,6 +66,12 @@ pub trait Machine: Send + 'static {
     /// Rebuilds the machine from a store, at start and after a snapshot was installed (then `store` is a new one, and the
     /// machine must drop the old). `at` is the position the rows reflect.
     fn load(&mut self, store: Arc<dyn StateStore>, at: Option<LogPosition>) -> Result<(), Fault>;
+
+    /// A hash of the state after what was applied last. Replicas that applied the same entries must have the same one, and
+    /// it must be cheap, for it is asked after every batch.
+    fn hash(&self) -> u64 {
+        0
+    }
 }
 
 /// Called by [`StateStore::scan`] for each row in key order.
@@ -105,6 +111,9 @@ pub trait StateStores: Send + Sync + 'static {
         old: Arc<dyn StateStore>,
         from: &Path,
     ) -> io::Result<Arc<dyn StateStore>>;
+    /// Reads everything in a checkpoint. An error of kind `InvalidData` says that the checkpoint is damaged, and with it the
+    /// database that it was made of.
+    fn verify(&self, checkpoint: &Path) -> io::Result<()>;
     /// Reads the applied mark of a checkpoint without making it the group's store.
     fn applied_of(&self, checkpoint: &Path) -> io::Result<Option<Bytes>>;
     /// Deletes everything of a group.

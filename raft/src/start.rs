@@ -1,23 +1,24 @@
 //! How a group is started: store, machine, log, then openraft with our settings, then the tasks around it.
 
-use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use openraft::{Config, Raft, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::apply::{Adapter, AdapterParts};
-use crate::group::{Leadership, Running, run_leadership};
+use crate::apply::{Adapter, AdapterParts, LoadError};
+use crate::group::{Leadership, Running, run_health, run_leadership};
 use crate::groups::{GroupConfig, Inner, OpenError};
 use crate::ids::{GroupId, ReplicaId};
+use crate::log::{GroupLog, LogError};
 use crate::machine::Machine;
 use crate::purge::run_purge;
 use crate::reads::run_reads;
 use crate::timers::Timers;
 use crate::transport::Networks;
+use crate::types::LogId;
 
 /// Entries of one append; the log's reader cuts at a megabyte before.
 const MAX_PAYLOAD_ENTRIES: u64 = 1_024;
@@ -28,8 +29,27 @@ const LAG_THRESHOLD: u64 = 50_000;
 /// The patience with a snapshot that does not move. openraft's default of 200 ms never ends.
 const INSTALL_SNAPSHOT_TIMEOUT_MS: u64 = 60_000;
 
-/// Starts a group and enters it into the directory. Must run on Raft's runtime.
+/// Starts a group and enters it into the directory. Must run on Raft's runtime. A replica that turns out to be damaged is
+/// quarantined durably before this returns.
 pub(crate) async fn start(
+    inner: &Inner,
+    group: GroupId,
+    replica: ReplicaId,
+    machine: Box<dyn Machine>,
+    config: GroupConfig,
+) -> Result<Arc<Running>, OpenError> {
+    let error = match bring_up(inner, group, replica, machine, config).await {
+        Ok(running) => return Ok(running),
+        Err(error) => error,
+    };
+    if let OpenError::Damaged { reason, .. } = &error {
+        tracing::error!(%group, replica, reason, "a replica is damaged and quarantined");
+        inner.log.quarantine(group, replica, reason).await?;
+    }
+    Err(error)
+}
+
+async fn bring_up(
     inner: &Inner,
     group: GroupId,
     replica: ReplicaId,
@@ -38,8 +58,10 @@ pub(crate) async fn start(
 ) -> Result<Arc<Running>, OpenError> {
     let timers = config.timers.unwrap_or(inner.config.timers);
     let settings = Arc::new(settings(group, timers, inner.config.purge_tail)?);
-    let log = inner.log.open_group(group, replica).await?;
+    let damaged = |reason: String| OpenError::Damaged { group, replica, reason };
+    let log = open_log(inner, group, replica).await?;
     let reader = log.reader();
+    let health = log.health();
     let (lease, released) = oneshot::channel();
     let parts = AdapterParts {
         group,
@@ -48,19 +70,18 @@ pub(crate) async fn start(
         dirs: inner.dirs.clone(),
         blocking: inner.blocking,
         limit_bytes: inner.config.snapshot_log_bytes,
+        hash_every: inner.config.hash_every,
+        log: inner.log.clone(),
+        health: health.clone(),
         observer: inner.config.observer.clone(),
         lease: Arc::new(lease),
     };
     let unusable = |reason: String| OpenError::Unusable { group, reason };
-    let (adapter, applied) = Adapter::open(parts).await.map_err(|error: io::Error| unusable(error.to_string()))?;
-    let reached = *applied.position.borrow();
-    if let Some(purged) = reader.purged().filter(|purged| *purged > reached) {
-        // openraft notices this only where it knows of a later commit; else it would go on with an empty machine.
-        return Err(unusable(format!(
-            "its log is purged up to position {purged} and its state reaches only to {reached}: entries are gone. Do not \
-             start this replica: remove it and let the cluster place a new one"
-        )));
-    }
+    let (adapter, applied) = Adapter::open(parts).await.map_err(|error| match error {
+        LoadError::Damaged(reason) => damaged(reason),
+        LoadError::Unusable(reason) => unusable(reason),
+    })?;
+    fits(&log, adapter.reached()).map_err(damaged)?;
     let hurry = Arc::new(AtomicBool::new(false));
     let networks = Networks {
         group,
@@ -69,9 +90,12 @@ pub(crate) async fn start(
         blocking: inner.blocking,
         snapshot_bytes_per_s: inner.config.snapshot_bytes_per_s,
         hurry: hurry.clone(),
+        states: inner.states.clone(),
+        health: health.clone(),
     };
     let raft = Raft::build(replica, settings, networks, log, adapter).await;
-    let raft = raft.map_err(|error| unusable(error.to_string()))?;
+    // What it read on the way may have been damaged.
+    let raft = raft.map_err(|error| health.found().map_or_else(|| unusable(error.to_string()), damaged))?;
     applied.grown_bytes.store(reader.bytes(), Ordering::Relaxed);
     applied.running.store(true, Ordering::Release);
     let (reads, asked) = mpsc::unbounded_channel();
@@ -89,7 +113,10 @@ pub(crate) async fn start(
         reads,
         hurry,
         receiving: tokio::sync::Mutex::default(),
+        health,
         stop: CancellationToken::new(),
+        core_ended: CancellationToken::new(),
+        outcome: OnceLock::new(),
         ended: CancellationToken::new(),
         released: Mutex::new(Some(released)),
     });
@@ -99,7 +126,36 @@ pub(crate) async fn start(
     spawn(&running, run_leadership(running.clone()));
     spawn(&running, run_reads(running.clone(), asked));
     spawn(&running, run_purge(running.clone()));
+    tokio::spawn(run_health(running.clone(), inner.log.clone(), inner.directory.clone()));
     Ok(running)
+}
+
+/// Opens the log of a replica. A new one begins without any state: what an earlier replica may have left belongs to nobody.
+async fn open_log(inner: &Inner, group: GroupId, replica: ReplicaId) -> Result<GroupLog, OpenError> {
+    if !inner.log.knows(group) {
+        inner.destroy_state(group).await?;
+    }
+    inner.log.open_group(group, replica).await.map_err(|error| match error {
+        LogError::Quarantined { reason, .. } => OpenError::Damaged { group, replica, reason },
+        damage if damage.is_damage() => OpenError::Damaged { group, replica, reason: damage.to_string() },
+        other => other.into(),
+    })
+}
+
+/// Whether the state continues where the log was purged, and tells the same story. A state that is ahead of the log is what
+/// a crash leaves that fell between the two steps of a snapshot.
+fn fits(log: &GroupLog, reached: Option<LogId>) -> Result<(), String> {
+    let position = reached.map(|at| at.index);
+    if let Some(purged) = log.reader().purged().filter(|purged| position < Some(*purged)) {
+        // openraft notices this only where it knows of a later commit; else it would go on with an empty machine.
+        return Err(format!("its log is purged up to position {purged} and its state reaches only to {position:?}"));
+    }
+    let Some(reached) = reached else { return Ok(()) };
+    let found = log.identity(reached.index).map_err(|error| error.to_string())?;
+    match found.filter(|found| *found != reached) {
+        Some(found) => Err(format!("its state was made by entry {reached} but its log has {found} there")),
+        None => Ok(()),
+    }
 }
 
 fn spawn(running: &Running, task: impl Future<Output = ()> + Send + 'static) {

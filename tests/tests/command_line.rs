@@ -76,6 +76,12 @@ async fn the_benches_print_the_fields_that_they_promise() -> Result<()> {
     assert_eq!((number(&failover, "/lost"), number(&failover, "/duplicate_completions")), (0.0, 0.0), "{failover}");
     assert!(number(&failover, "/acknowledged") > 0.0 && number(&failover, "/gap_ms/p50") > 0.0, "{failover}");
 
+    let heal = json(&["bench", "heal", "--spawn", "3", "--mib", "8"]).await?;
+    for field in ["/load_s", "/detected_s", "/voter_again_s", "/hashes_equal_s", "/replicas_replaced"] {
+        assert!(number(&heal, field) > 0.0, "{field} of {heal}");
+    }
+    assert!(number(&heal, "/voter_again_s") < 60.0, "{heal}");
+
     let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../cli/sample");
     let file = |name: &str| format!("{sample}/{name}.npy");
     let (vectors, queries, truth) = (file("vectors"), file("queries"), file("truth"));

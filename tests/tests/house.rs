@@ -19,6 +19,7 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("client/rust", vec!["quorate-api"]),
         ("node", vec!["quorate-raft", "quorate-state", "quorate-index", "quorate-api"]),
         ("cli", vec!["quorate-node", "quorate-client"]),
+        ("jepsen", vec!["quorate-client"]),
     ]
     .into_iter()
     .map(|(folder, names)| (folder, names.into_iter().collect()))

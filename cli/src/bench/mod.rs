@@ -2,6 +2,7 @@
 
 mod failover;
 mod figures;
+mod heal;
 mod memory;
 mod tasks;
 
@@ -16,6 +17,8 @@ use crate::exit::Usage;
 use crate::local_cluster::{Launch, LocalCluster};
 use crate::output::Format;
 
+pub use heal::is_equal;
+
 /// What is measured.
 #[derive(Subcommand)]
 pub enum Bench {
@@ -25,6 +28,8 @@ pub enum Bench {
     Memory(memory::Memory),
     /// The gap in acknowledged enqueues when the leader is killed.
     Failover(failover::Failover),
+    /// How long a damaged replica takes to be found, replaced and equal to the others again.
+    Heal(heal::Heal),
 }
 
 /// Which cluster is measured.
@@ -76,5 +81,6 @@ pub async fn run(bench: Bench, endpoints: &[String], output: Format) -> Result<E
         Bench::Tasks(tasks) => tasks::run(tasks, endpoints, output).await,
         Bench::Memory(memory) => memory::run(memory, endpoints, output).await,
         Bench::Failover(failover) => failover::run(failover, endpoints, output).await,
+        Bench::Heal(heal) => heal::run(heal, endpoints, output).await,
     }
 }

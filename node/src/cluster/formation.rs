@@ -11,14 +11,16 @@ use std::time::Duration;
 use quorate_api::limits;
 use quorate_api::v1::cluster_service_client::ClusterServiceClient;
 use quorate_api::v1::{AddMemberRequest, AddMemberResponse, StatusRequest};
-use quorate_raft::{ClusterId, Group, GroupId, IdentityError, Member, OpenError, ReplicaId, failpoint};
-use quorate_state::Operation;
+use quorate_raft::{
+    ClusterId, Group, GroupId, IdentityError, Member, OpenError, ReplicaId, StoredReplica, failpoint,
+};
 use quorate_state::control::{Command, NodeRecord, Reply};
+use quorate_state::{Operation, RequestId};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 use tonic::transport::{Channel, Endpoint};
 
-use super::hosting::stored_replica;
+use super::hosting::{known, stored_replica};
 use super::{in_state, new_request, own_record};
 use crate::context::Context;
 use crate::error::{Error, ErrorReason};
@@ -33,28 +35,44 @@ const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(30);
 const SEED_TIMEOUT: Duration = Duration::from_secs(5);
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Forms clusters, one attempt at a time.
+/// Forms clusters, one attempt at a time, and gets this node's replica of control back when it is lost ([`super::healing`]).
 pub struct Formation {
-    context: Context,
-    one_at_a_time: Mutex<()>,
+    pub(super) context: Context,
+    pub(super) one_at_a_time: Mutex<()>,
+    /// For which lost replica another one was asked, and under which request id: asked again it is the same request.
+    pub(super) asked: parking_lot::Mutex<Option<(Option<ReplicaId>, RequestId)>>,
 }
 
 impl Formation {
     /// For this node.
     pub fn new(context: Context) -> Formation {
-        Formation { context, one_at_a_time: Mutex::new(()) }
+        Formation { context, one_at_a_time: Mutex::new(()), asked: parking_lot::Mutex::new(None) }
     }
 
-    /// Starts the control group that is stored here, if this node belongs to a cluster.
+    /// Starts the control group that is stored here, if this node belongs to a cluster. A replica that is damaged, or lost
+    /// with its log, becomes a case that [`Formation::heal`] takes up.
     ///
     /// # Errors
-    /// If it cannot be started.
+    /// If it cannot be started for another reason than damage.
     pub async fn resume(&self) -> Result<(), OpenError> {
         if self.context.groups.identity().cluster.is_none() {
             return Ok(());
         }
-        if let Some(replica) = self.stored_replica()? {
-            self.start_control(replica).await?;
+        let quarantine = &self.context.quarantine;
+        match self.stored_replica()? {
+            // The log is claimed before the cluster is adopted, so there was one.
+            None => {
+                quarantine.known(GroupId::CONTROL, None, "its log is gone, and with it all that said how far it went")
+            }
+            Some(StoredReplica { replica, quarantined: Some(reason), .. }) => {
+                quarantine.known(GroupId::CONTROL, known(replica), &reason);
+            }
+            Some(StoredReplica { replica, quarantined: None, .. }) => match self.start_control(replica).await {
+                Err(error) if error.is_damage() => {
+                    quarantine.found(GroupId::CONTROL, replica, &error.to_string());
+                }
+                started => drop(started?),
+            },
         }
         Ok(())
     }
@@ -104,10 +122,17 @@ impl Formation {
         };
         match (made, adopted) {
             (Some(cluster), _) => refused(ClusterId(cluster)),
-            (None, Some(cluster)) if self.stored_replica().map_err(unusable)? != Some(FOUNDER) => refused(cluster),
+            (None, Some(cluster)) if !self.is_founding()? => refused(cluster),
             (None, Some(cluster)) => Ok(cluster),
             (None, None) => Ok(ClusterId(rand::random_range(1..=u64::MAX))),
         }
+    }
+
+    /// Whether the control group here is what an init that was cut off has left.
+    fn is_founding(&self) -> Result<bool, Error> {
+        let stored = self.stored_replica().map_err(unusable)?;
+        let lost = self.context.quarantine.case(GroupId::CONTROL).is_some();
+        Ok(stored.is_some_and(|stored| stored.replica == FOUNDER) && !lost)
     }
 
     /// Joins the cluster of `seed`, a client address of any of its members, and waits until this node has read of its own
@@ -144,6 +169,11 @@ impl Formation {
                 ),
             ));
         }
+        let case = self.context.quarantine.case(GroupId::CONTROL);
+        if self.context.groups.identity().cluster.is_some() && case.is_some() {
+            self.heal_through(theirs, &found.nodes).await?;
+            return Ok(theirs);
+        }
         let own = own_record(&self.context);
         let request = AddMemberRequest {
             node_id: self.context.node.to_string(),
@@ -169,31 +199,21 @@ impl Formation {
     /// belongs to no cluster is what an init left that was cut off: it holds nothing.
     async fn start_as(&self, replica: ReplicaId) -> Result<(), Error> {
         let found = self.stored_replica().map_err(unusable)?;
-        let member = self.context.groups.identity().cluster.is_some();
-        if member && found.is_none() {
-            // The log is claimed before the cluster is adopted, so there was one, and others may count on its votes and
-            // entries: an empty log must never speak under the same replica id.
-            return Err(Error::internal(
-                "this node is a member and its Raft log is gone: it cannot join again under its old identity; remove \
-                 it with `quorate cluster leave`, empty its data directory and join it as a new node",
-            ));
-        }
-        if !member && found.is_some_and(|found| found != replica) {
+        if self.context.groups.identity().cluster.is_none() && found.is_some_and(|found| found.replica != replica) {
             self.context.groups.destroy_group(GroupId::CONTROL).await.map_err(unusable)?;
         }
         self.start_control(replica).await.map(|_| ()).map_err(unusable)
     }
 
-    async fn start_control(&self, replica: ReplicaId) -> Result<Group, OpenError> {
+    pub(super) async fn start_control(&self, replica: ReplicaId) -> Result<Group, OpenError> {
         let machine = self.context.control.machine();
         let group = self.context.groups.start_group(GroupId::CONTROL, replica, machine).await?;
         self.context.control.attach(group.clone());
-        let control = self.context.control.clone();
-        self.context.watch_group(group.clone(), move || control.group().is_some());
+        self.context.watch_group(group.clone());
         Ok(group)
     }
 
-    fn stored_replica(&self) -> Result<Option<ReplicaId>, OpenError> {
+    pub(super) fn stored_replica(&self) -> Result<Option<StoredReplica>, OpenError> {
         stored_replica(&self.context.groups, GroupId::CONTROL)
     }
 
@@ -228,7 +248,7 @@ impl Formation {
         }
     }
 
-    async fn wait_for_membership(&self) -> Result<(), Error> {
+    pub(super) async fn wait_for_membership(&self) -> Result<(), Error> {
         let me = in_state(self.context.node);
         let mut map = self.context.control.map_changes();
         let member = async {
@@ -306,7 +326,7 @@ fn other_cluster(ours: ClusterId, theirs: ClusterId) -> Error {
     .with("wanted", theirs)
 }
 
-fn unusable(error: OpenError) -> Error {
+pub(super) fn unusable(error: OpenError) -> Error {
     Error::internal(error)
 }
 

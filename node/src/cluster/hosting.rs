@@ -1,32 +1,51 @@
 //! The groups that run on this node, brought in line with the shard map.
+//!
+//! A replica that is quarantined is replaced here: the map is asked for a successor on the same node, and only when it names
+//! one are the old log and state deleted. A crash in between leaves a quarantined replica, for which the map names a
+//! successor already, or none of the two, for which [`Hosting::reconcile`] starts the successor as any new replica.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use parking_lot::Mutex;
-use quorate_raft::{Group, GroupConfig, GroupId, Groups, Member, MembershipError, OpenError, ReplicaId};
-use quorate_state::ShardId;
+use quorate_api::v1::GroupStatus;
+use quorate_raft::{
+    Group, GroupConfig, GroupId, Groups, Member, MembershipError, NodeId, OpenError, ReplicaId, StoredReplica,
+};
+use quorate_state::control::{Command, ReplicaRecord, ReplicaState};
+use quorate_state::{Operation, ShardId};
+use tokio::time::Instant;
 
-use super::{group_of, in_state};
+use super::{group_of, in_raft, in_state, new_request, report};
 use crate::context::Context;
 use crate::hosting::ShardHost;
+use crate::quarantine::{Case, Stage};
 
 /// Shards have slower timers than control: there are many of them, and an idle group costs by its heartbeat.
 const SHARD_TIMERS_FACTOR: u64 = 3;
 const BARRIER_TIMEOUT: Duration = Duration::from_secs(2);
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Starts, stops and deletes the replicas of shards on this node.
+/// How long a replica must have been out of service before the majority of its group is counted on without it: what it
+/// acknowledged before is no part of a lease any more.
+const COUNTED_OUT: Duration = Duration::from_millis(1_500);
+
+/// Starts, stops, replaces and deletes the replicas of shards on this node.
 pub struct Hosting {
     context: Context,
     host: Arc<dyn ShardHost>,
     running: Arc<Mutex<BTreeMap<ShardId, ReplicaId>>>,
+    /// Starts and ends of replicas, one at a time: the supervisor and the comparison of states both ask for them.
+    turn: tokio::sync::Mutex<()>,
 }
 
 /// What the shard map says about this node and one shard.
 #[derive(Clone, PartialEq, Eq)]
 struct Placed {
     replica: ReplicaId,
+    state: ReplicaState,
     /// The group has no data anywhere yet, and this replica is the one that makes it.
     to_initialize: bool,
 }
@@ -34,7 +53,7 @@ struct Placed {
 impl Hosting {
     /// Nothing runs yet.
     pub fn new(context: Context, host: Arc<dyn ShardHost>) -> Hosting {
-        Hosting { context, host, running: Arc::default() }
+        Hosting { context, host, running: Arc::default(), turn: tokio::sync::Mutex::default() }
     }
 
     /// Starts the replicas that are stored here, before anything is known of the cluster. One that cannot be started does
@@ -47,10 +66,16 @@ impl Hosting {
                 return;
             }
         };
-        for (group, replica) in stored.into_iter().filter(|(group, _)| *group != GroupId::CONTROL) {
-            let shard = ShardId(group.0);
-            let started = self.start(shard, replica).await;
-            self.report(shard, started);
+        for StoredReplica { group, replica, quarantined } in stored {
+            match quarantined {
+                _ if group == GroupId::CONTROL => {}
+                Some(reason) => self.context.quarantine.known(group, known(replica), &reason),
+                None => {
+                    let shard = ShardId(group.0);
+                    let started = self.start(shard, replica).await;
+                    self.report(shard, started);
+                }
+            }
         }
     }
 
@@ -66,10 +91,12 @@ impl Hosting {
     pub async fn reconcile(&self) -> bool {
         let mut placed = self.placed();
         let running = self.running.lock().clone();
+        let cases = self.cases();
         let strange =
             running.iter().any(|(shard, replica)| placed.get(shard).map(|placed| placed.replica) != Some(*replica));
         let young = placed.values().any(|placed| placed.to_initialize);
-        if strange || young {
+        let quarantined = cases.values().any(|case| case.stage == Stage::Quarantined);
+        if strange || young || quarantined {
             // The state here may be behind, and what follows cannot be taken back: make sure.
             if self.context.control.read_barrier(BARRIER_TIMEOUT).await.is_err() {
                 return false;
@@ -77,14 +104,18 @@ impl Hosting {
             placed = self.placed();
         }
         let mut busy = false;
+        for (shard, case) in &cases {
+            busy |= self.attend(*shard, case, placed.get(shard)).await;
+        }
         for (shard, replica) in &running {
-            if placed.get(shard).map(|placed| placed.replica) != Some(*replica) {
+            let wanted = placed.get(shard).map(|placed| placed.replica) == Some(*replica);
+            if !wanted && self.running.lock().get(shard) == Some(replica) {
                 busy = true;
                 self.report(*shard, self.destroy(*shard).await);
             }
         }
         for (shard, placed) in placed {
-            if !self.running.lock().contains_key(&shard) {
+            if self.is_to_start(shard) {
                 busy = true;
                 let started = self.start_placed(shard, placed.replica).await;
                 self.report(shard, started);
@@ -94,6 +125,146 @@ impl Hosting {
             }
         }
         busy
+    }
+
+    /// Makes the quarantine of replicas durable that were found damaged, and lets go of them. Says whether there were any.
+    pub async fn settle(&self) -> bool {
+        let found: Vec<ShardId> =
+            self.cases().into_iter().filter(|(_, case)| case.stage == Stage::Found).map(|(shard, _)| shard).collect();
+        for shard in &found {
+            let settled = self.settle_one(*shard).await;
+            self.report(*shard, settled);
+        }
+        !found.is_empty()
+    }
+
+    /// Takes a replica out of service at once and for good: its state is not that of the majority.
+    pub async fn condemn(&self, shard: ShardId, replica: ReplicaId, reason: &str) {
+        self.context.quarantine.found(group_of(shard), replica, reason);
+        let settled = self.settle_one(shard).await;
+        self.report(shard, settled);
+    }
+
+    /// Stops a group whose replicas disagree without a majority. Nothing is deleted; the next start of the node looks again.
+    pub async fn halt(&self, shard: ShardId, replica: ReplicaId, reason: &str) {
+        let _turn = self.turn.lock().await;
+        self.context.quarantine.halted(group_of(shard), replica, reason);
+        self.running.lock().remove(&shard);
+        self.host.stopping(shard).await;
+        self.context.groups.stop_group(group_of(shard)).await;
+    }
+
+    async fn settle_one(&self, shard: ShardId) -> Result<(), OpenError> {
+        let _turn = self.turn.lock().await;
+        let group = group_of(shard);
+        let found = self.context.quarantine.case(group).filter(|case| case.stage == Stage::Found);
+        let Some((replica, reason)) = found.and_then(|case| Some((case.replica?, case.reason))) else { return Ok(()) };
+        self.running.lock().remove(&shard);
+        self.host.stopping(shard).await;
+        self.context.groups.quarantine(group, replica, &reason).await?;
+        self.context.quarantine.settled(group, replica);
+        Ok(())
+    }
+
+    fn cases(&self) -> BTreeMap<ShardId, Case> {
+        let cases = self.context.quarantine.cases().into_iter();
+        cases.filter(|(group, _)| *group != GroupId::CONTROL).map(|(group, case)| (ShardId(group.0), case)).collect()
+    }
+
+    /// Whether nothing runs that should, and no case forbids it.
+    fn is_to_start(&self, shard: ShardId) -> bool {
+        let case = self.context.quarantine.case(group_of(shard));
+        let clear = case.is_none_or(|case| matches!(case.stage, Stage::Succeeded(_)));
+        clear && !self.running.lock().contains_key(&shard)
+    }
+
+    /// Does the next step for a replica that is out of service; `placed` is what the map, read just now, says.
+    async fn attend(&self, shard: ShardId, case: &Case, placed: Option<&Placed>) -> bool {
+        let quarantine = &self.context.quarantine;
+        let group = group_of(shard);
+        match (case.stage, placed) {
+            (Stage::Found | Stage::Halted, _) => false,
+            (Stage::Succeeded(successor), Some(placed)) if placed.replica == successor => {
+                if placed.state == ReplicaState::Voter {
+                    quarantine.healed(group);
+                }
+                true
+            }
+            (Stage::Succeeded(_), _) => {
+                quarantine.dropped(group);
+                true
+            }
+            (Stage::Quarantined, None) => {
+                let deleted = self.destroy(shard).await;
+                if deleted.is_ok() {
+                    quarantine.dropped(group);
+                }
+                self.report(shard, deleted);
+                true
+            }
+            (Stage::Quarantined, Some(placed)) if case.replica.is_none() => {
+                quarantine.identified(group, placed.replica);
+                true
+            }
+            (Stage::Quarantined, Some(placed)) if case.replica != Some(placed.replica) => {
+                // The successor's id is in the map, so the old log and state are of no use to anybody any more.
+                let deleted = self.destroy(shard).await;
+                if deleted.is_ok() {
+                    quarantine.succeeded(group, placed.replica);
+                }
+                self.report(shard, deleted);
+                true
+            }
+            (Stage::Quarantined, Some(placed)) if placed.state == ReplicaState::Retiring => false,
+            (Stage::Quarantined, Some(placed)) => self.ask_for_successor(shard, placed.replica, case).await,
+        }
+    }
+
+    /// Has the map name a replica that takes the place of a quarantined one. Only where the group gets on without it: what is
+    /// on this disk may be the last of its kind, damaged or not.
+    async fn ask_for_successor(&self, shard: ShardId, replica: ReplicaId, case: &Case) -> bool {
+        let group = group_of(shard);
+        if case.since.elapsed() < COUNTED_OUT {
+            return true;
+        }
+        if !self.is_led_elsewhere(shard).await {
+            let why = format!(
+                "shard {shard} has no majority of healthy replicas without this one, so nothing is deleted here: start the                  other nodes that hold it, or restore the shard from a backup"
+            );
+            self.context.quarantine.held_up(group, Some(why));
+            return false;
+        }
+        let command = Command::ReplaceReplica { shard, node: in_state(self.context.node), replica };
+        let operation = Operation { request: new_request(), command };
+        match self.context.control.propose_anywhere(operation, Instant::now() + PROPOSE_TIMEOUT).await {
+            Ok(Ok(_)) => {
+                self.context.quarantine.held_up(group, None);
+                true
+            }
+            Ok(Err(reject)) => {
+                self.context.quarantine.held_up(group, Some(reject.to_string()));
+                false
+            }
+            Err(error) => {
+                tracing::debug!(%shard, %error, "a quarantined replica is not replaced yet; trying again");
+                false
+            }
+        }
+    }
+
+    /// Whether a node that holds the shard says that it leads it with a majority.
+    async fn is_led_elsewhere(&self, shard: ShardId) -> bool {
+        let here = self.context.node;
+        let holders: BTreeSet<NodeId> = self.context.control.read(|control| {
+            let replicas = control.shard(shard).map(|record| record.replicas.clone()).unwrap_or_default();
+            replicas.iter().map(|replica| in_raft(replica.node)).filter(|node| *node != here).collect()
+        });
+        let asked = holders.into_iter().map(|node| async move {
+            let Ok(found) = report::fetch(&self.context, node).await else { return false };
+            let leads = |group: &GroupStatus| group.group == shard.0 && group.leader_node_id == node.to_string();
+            found.shards.iter().any(leads)
+        });
+        join_all(asked).await.contains(&true)
     }
 
     /// Stops everything, deleting nothing.
@@ -109,9 +280,9 @@ impl Hosting {
         let me = in_state(self.context.node);
         self.context.control.read(|control| {
             let mine = control.shards().filter_map(|shard| {
-                let replica = shard.replica_on(me)?.replica;
+                let ReplicaRecord { replica, state, .. } = *shard.replica_on(me)?;
                 let first = shard.replicas.first().is_some_and(|first| first.replica == replica);
-                Some((shard.shard, Placed { replica, to_initialize: first && !shard.initialized }))
+                Some((shard.shard, Placed { replica, state, to_initialize: first && !shard.initialized }))
             });
             mine.collect()
         })
@@ -127,15 +298,28 @@ impl Hosting {
     /// cluster has forgotten while this node was away.
     async fn start_placed(&self, shard: ShardId, replica: ReplicaId) -> Result<(), OpenError> {
         let stored = stored_replica(&self.context.groups, group_of(shard))?;
-        if let Some(found) = stored.filter(|found| *found != replica) {
-            if !self.still_placed(shard, replica).await {
+        match stored {
+            Some(found) if found.replica != replica => {
+                if !self.still_placed(shard, replica).await {
+                    return Ok(());
+                }
+                tracing::info!(%shard, replica = found.replica, "deleting a replica that the cluster has forgotten");
+                self.destroy(shard).await?;
+            }
+            None if self.was_lost(replica) => {
+                let reason = "its log is gone, and with it all that said how far it went";
+                self.context.quarantine.known(group_of(shard), Some(replica), reason);
                 return Ok(());
             }
-            tracing::info!(%shard, replica = found, "deleting a replica that the cluster has forgotten");
-            self.context.groups.destroy_group(group_of(shard)).await?;
-            self.host.destroyed(shard).await;
+            _ => {}
         }
         self.start(shard, replica).await
+    }
+
+    /// Whether a replica without a log may have had one. Replica ids are counted up, and this node's replica of control is
+    /// older than what was placed here, unless it was replaced meanwhile: then the disk has lost more than that.
+    fn was_lost(&self, replica: ReplicaId) -> bool {
+        self.context.control.group().is_some_and(|control| replica < control.replica())
     }
 
     async fn still_placed(&self, shard: ShardId, replica: ReplicaId) -> bool {
@@ -143,25 +327,39 @@ impl Hosting {
             && self.placed().get(&shard).is_some_and(|placed| placed.replica == replica)
     }
 
+    /// Starts a replica. One that turns out to be damaged becomes a case, which is no error.
     async fn start(&self, shard: ShardId, replica: ReplicaId) -> Result<(), OpenError> {
+        let _turn = self.turn.lock().await;
         let machine = self.host.machine(shard, replica);
         let timers = Some(self.context.config.timers.timers().slower(SHARD_TIMERS_FACTOR));
         let groups = &self.context.groups;
-        let group = groups.start_group_with(group_of(shard), replica, machine, GroupConfig { timers }).await?;
+        let started = groups.start_group_with(group_of(shard), replica, machine, GroupConfig { timers }).await;
+        let group = match started {
+            Ok(group) => group,
+            Err(error) => {
+                self.host.stopping(shard).await;
+                if !error.is_damage() {
+                    return Err(error);
+                }
+                self.context.quarantine.found(group_of(shard), replica, &error.to_string());
+                return Ok(());
+            }
+        };
         self.running.lock().insert(shard, replica);
-        let running = self.running.clone();
-        self.context.watch_group(group.clone(), move || running.lock().get(&shard) == Some(&replica));
+        self.context.watch_group(group.clone());
         self.host.started(shard, group).await;
         tracing::info!(%shard, replica, "serving a replica");
         Ok(())
     }
 
+    /// Deletes all that is stored of a shard here.
     async fn destroy(&self, shard: ShardId) -> Result<(), OpenError> {
+        let _turn = self.turn.lock().await;
         self.running.lock().remove(&shard);
         self.host.stopping(shard).await;
         self.context.groups.destroy_group(group_of(shard)).await?;
         self.host.destroyed(shard).await;
-        tracing::info!(%shard, "deleted a replica that was retired");
+        tracing::info!(%shard, "deleted a replica that has no place here any more");
         Ok(())
     }
 
@@ -183,8 +381,13 @@ impl Hosting {
 }
 
 /// The replica whose log of `group` is stored here.
-pub(super) fn stored_replica(groups: &Groups, group: GroupId) -> Result<Option<ReplicaId>, OpenError> {
-    Ok(groups.stored_groups()?.into_iter().find(|(stored, _)| *stored == group).map(|(_, replica)| replica))
+pub(super) fn stored_replica(groups: &Groups, group: GroupId) -> Result<Option<StoredReplica>, OpenError> {
+    Ok(groups.stored_groups()?.into_iter().find(|stored| stored.group == group))
+}
+
+/// The replica id that a log says, if it still says one.
+pub(super) fn known(replica: ReplicaId) -> Option<ReplicaId> {
+    (replica != 0).then_some(replica)
 }
 
 /// Stops the control group here and lets go of it.

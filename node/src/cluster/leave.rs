@@ -31,7 +31,7 @@ pub async fn leave(context: &Context, request: &LeaveRequest) -> Result<(), Erro
         .map(NodeId)
         .ok_or_else(|| Error::new(ErrorReason::NodeNotFound, format!("{:?} is not a node id", request.node_id)))?;
     if context.control.group().is_none() {
-        return Err(Error::not_initialized());
+        return Err(context.control.absence());
     }
     context.control.read_barrier(BARRIER_TIMEOUT).await?;
     if context.control.read(|control| control.member(in_state(node)).is_none()) {

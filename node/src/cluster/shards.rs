@@ -103,7 +103,7 @@ async fn step(context: &Context, shard: ShardId, group: &Group) -> Result<bool, 
         return Ok(true);
     }
     let eligible = eligible(context, &record, view.voters.len());
-    let wanted = wanted_voters(&view, &eligible, SHARD_REPLICAS.max(eligible.len()));
+    let wanted = wanted_voters(&view, group.replica(), &eligible, SHARD_REPLICAS.max(eligible.len()));
     match next_step(&view, group.replica(), &wanted) {
         Step::Change(voters) => {
             tracing::info!(%shard, ?voters, "changing the voters of a shard");

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::join_all;
 use quorate_api::v1::{GroupStatus, Health, NodeStatus, StatusResponse};
+use quorate_state::ReplicaId;
 use quorate_state::control::{MemberRecord, ReplicaState, ShardRecord};
 
 use super::plan::{largest_odd, majority};
@@ -35,7 +36,12 @@ pub async fn status(context: &Context) -> StatusResponse {
         .collect();
     let nodes = nodes(&members, &reports, control.as_ref(), &shards, &records);
     let mut findings = Findings::default();
-    findings.control(control.as_ref(), &nodes);
+    findings.replicas(&reports);
+    if members.is_empty() && !own.problems.is_empty() {
+        findings.blind(&own);
+    } else {
+        findings.control(control.as_ref(), &nodes);
+    }
     findings.nodes(&nodes);
     findings.shards(&shards, &records, target, &nodes);
     StatusResponse {
@@ -63,12 +69,26 @@ fn outside(own: StatusResponse) -> StatusResponse {
     }
 }
 
-/// Of several views of a group, that of its leader in the newest term; else the one that knows most.
+/// Of several views of a group, that of its leader in the newest term, else the one that knows most; and what each replica
+/// says of itself: its hash, or why it is quarantined.
 fn merge<'a>(views: impl Iterator<Item = &'a GroupStatus>) -> Option<GroupStatus> {
+    let views: Vec<&GroupStatus> = views.collect();
     let leaders_own = |view: &GroupStatus| view.replicas.iter().any(|replica| replica.matched_position > 0);
-    views
-        .max_by_key(|view| (!view.leader_node_id.is_empty(), view.term, leaders_own(view), view.last_position))
-        .cloned()
+    let rank =
+        |view: &&&GroupStatus| (!view.leader_node_id.is_empty(), view.term, leaders_own(view), view.last_position);
+    let mut merged = (*views.iter().max_by_key(rank)?).clone();
+    let said = views.iter().flat_map(|view| &view.replicas);
+    for own in said.filter(|replica| replica.hash_position > 0 || !replica.quarantined.is_empty()) {
+        match merged.replicas.iter_mut().find(|replica| replica.replica_id == own.replica_id) {
+            Some(replica) => {
+                replica.quarantined.clone_from(&own.quarantined);
+                (replica.hash_position, replica.state_hash) = (own.hash_position, own.state_hash);
+            }
+            None if !own.quarantined.is_empty() => merged.replicas.push(own.clone()),
+            None => {}
+        }
+    }
+    Some(merged)
 }
 
 fn nodes(
@@ -91,7 +111,10 @@ fn nodes(
             node.reachable = true;
             node.version.clone_from(&own.version);
         }
-        node.control_voter = control.is_some_and(|control| votes(control, &node.node_id));
+        // A replica that was replaced counts as a voter until the group has let go of it, and it will never vote.
+        let current = members.iter().find(|member| member.node.node.to_string() == node.node_id);
+        let replica = current.map(|member| member.control_replica);
+        node.control_voter = control.is_some_and(|control| votes(control, &node.node_id, replica));
         node.control_leader = control.is_some_and(|control| control.leader_node_id == node.node_id);
         node.shard_leaders = count(shards.iter().filter(|shard| shard.leader_node_id == node.node_id));
         let held = records.iter().flat_map(|record| &record.replicas);
@@ -100,8 +123,11 @@ fn nodes(
     nodes
 }
 
-fn votes(group: &GroupStatus, node: &str) -> bool {
-    group.replicas.iter().any(|replica| replica.voter && replica.node_id == node)
+fn votes(group: &GroupStatus, node: &str, current: Option<ReplicaId>) -> bool {
+    group.replicas.iter().any(|replica| {
+        let is_current = current.is_none_or(|current| replica.replica_id == current);
+        replica.voter && replica.node_id == node && is_current && replica.quarantined.is_empty()
+    })
 }
 
 fn count<T>(things: impl Iterator<Item = T>) -> u32 {
@@ -123,6 +149,22 @@ impl Findings {
             (false, false) => Health::Degraded,
             (false, true) => Health::Healthy,
         }
+    }
+
+    /// What the nodes say of their own replicas.
+    fn replicas(&mut self, reports: &[StatusResponse]) {
+        for report in reports {
+            self.problems.extend(report.problems.iter().cloned());
+            self.next_steps.extend(report.next_steps.iter().cloned());
+        }
+    }
+
+    /// The answering node has no replica of control, so it cannot even tell who the members are.
+    fn blind(&mut self, own: &StatusResponse) {
+        self.no_quorum = true;
+        let node = own.nodes.first().map(name).unwrap_or_default();
+        self.problems.push(format!("{node} cannot see the rest of its cluster without a replica of control."));
+        self.next_steps.push("Ask another node how the cluster is.".into());
     }
 
     fn control(&mut self, control: Option<&GroupStatus>, nodes: &[NodeStatus]) {
@@ -192,7 +234,8 @@ impl Findings {
     }
 }
 
-fn name(node: &NodeStatus) -> String {
+/// A node as sentences call it.
+pub(super) fn name(node: &NodeStatus) -> String {
     if node.label.is_empty() {
         format!("node {}", node.node_id)
     } else {
@@ -235,6 +278,38 @@ mod tests {
         findings.nodes(&nodes);
         assert_eq!(findings.health(), Health::Degraded);
         assert!(findings.next_steps[0].contains("quorate cluster leave c"), "{:?}", findings.next_steps);
+    }
+
+    #[test]
+    fn what_a_replica_says_of_itself_is_in_the_merged_view() {
+        let of = |replica_id| ReplicaStatus { replica_id, voter: true, ..ReplicaStatus::default() };
+        let hashed = |replica_id| ReplicaStatus { hash_position: 7, state_hash: 0xff, ..of(replica_id) };
+        let leaders = GroupStatus {
+            term: 2,
+            leader_node_id: "a".into(),
+            replicas: vec![hashed(1), of(2), of(3)],
+            ..GroupStatus::default()
+        };
+        let follower = GroupStatus { term: 2, replicas: vec![of(1), hashed(2), of(3)], ..GroupStatus::default() };
+        let damaged = ReplicaStatus { replica_id: 3, quarantined: "flipped".into(), ..ReplicaStatus::default() };
+        let forgotten = ReplicaStatus { replica_id: 9, quarantined: "gone".into(), ..ReplicaStatus::default() };
+        let out = GroupStatus { replicas: vec![damaged, forgotten], ..GroupStatus::default() };
+        let merged = merge([&out, &leaders, &follower].into_iter()).expect("there are views");
+        let said: Vec<_> = merged
+            .replicas
+            .iter()
+            .map(|replica| (replica.replica_id, replica.voter, replica.state_hash, replica.quarantined.as_str()))
+            .collect();
+        assert_eq!(said, [(1, true, 0xff, ""), (2, true, 0xff, ""), (3, true, 0, "flipped"), (9, false, 0, "gone")]);
+    }
+
+    #[test]
+    fn a_replaced_replica_of_control_is_no_voter_of_its_node() {
+        let of =
+            |replica_id| ReplicaStatus { replica_id, node_id: "b".into(), voter: true, ..ReplicaStatus::default() };
+        let group = GroupStatus { replicas: vec![of(2)], ..GroupStatus::default() };
+        assert!(votes(&group, "b", Some(2)) && votes(&group, "b", None));
+        assert!(!votes(&group, "b", Some(4)), "4 is what it has now");
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl Voters {
         let mut eligible: Vec<ReplicaId> =
             members.iter().filter(|member| !member.leaving).map(|member| member.control_replica).collect();
         eligible.sort_unstable();
-        let wanted = wanted_voters(&view, &eligible, CONTROL_VOTERS);
+        let wanted = wanted_voters(&view, group.replica(), &eligible, CONTROL_VOTERS);
         match next_step(&view, group.replica(), &wanted) {
             Step::Change(voters) => {
                 tracing::info!(?voters, "changing the voters of control");
@@ -81,7 +81,15 @@ impl Voters {
         let due: BTreeSet<ReplicaId> = {
             let mut farewells = self.farewells.lock();
             farewells.retain(|replica, _| gone.contains(replica));
+            // The node of a replica that was damaged is a member under another one, and the old one reads nothing any more.
+            let replaced = |replica: &ReplicaId| {
+                let node = view.members.get(replica).map(|member| member.node);
+                members.iter().any(|member| Some(in_raft(member.node.node)) == node)
+            };
             let is_due = |replica: &ReplicaId| {
+                if replaced(replica) {
+                    return true;
+                }
                 let (since, position) = *farewells.entry(*replica).or_insert((Instant::now(), view.last_position));
                 let has_read = view.matched.get(replica).is_some_and(|matched| *matched > position);
                 has_read || since.elapsed() >= FAREWELL

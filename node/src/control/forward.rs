@@ -78,6 +78,8 @@ pub(super) async fn propose_anywhere(
         let unknown = error.reason == ErrorReason::OutcomeUnknown;
         maybe_applied |= unknown;
         let again = if unknown { operation.request.is_some() } else { is_about_leadership(&error) };
+        // Without a group here another node is the one to ask, and sooner than this one can help.
+        let again = again && control.group().is_some();
         let next_try = Instant::now() + pause;
         if !again || next_try >= deadline {
             return Err(if maybe_applied { Error::unknown() } else { error });
@@ -97,7 +99,7 @@ fn is_about_leadership(error: &Error) -> bool {
 
 async fn propose_once(control: &ControlHandle, operation: Operation<Command>) -> Outcome {
     if control.group().is_none() {
-        return Err(Error::not_initialized());
+        return Err(control.absence());
     }
     if control.leads() {
         return one(control.propose(vec![operation]).await?);

@@ -50,6 +50,10 @@ impl Machine for ControlMachine {
         self.shared.applied.send_replace(at.position);
     }
 
+    fn hash(&self) -> u64 {
+        self.shared.state.read().hash()
+    }
+
     fn load(&mut self, store: Arc<dyn StateStore>, at: Option<LogPosition>) -> Result<(), Fault> {
         let mut loader = Loader::new();
         for table in Control::TABLES {

@@ -154,7 +154,7 @@ impl Inner {
     }
 
     fn initialized(&self) -> Result<(), Error> {
-        self.context.control.group().map(drop).ok_or_else(Error::not_initialized)
+        self.context.control.group().map(drop).ok_or_else(|| self.context.control.absence())
     }
 }
 

@@ -83,6 +83,10 @@ impl Machine for ShardMachine {
         self.replica.batches.publish();
     }
 
+    fn hash(&self) -> u64 {
+        self.replica.held.read().shard.hash()
+    }
+
     fn load(&mut self, store: Arc<dyn StateStore>, _at: Option<LogPosition>) -> Result<(), Fault> {
         let shard = read_state(&*store).map_err(|error| self.fault(error))?;
         self.changes.clear();

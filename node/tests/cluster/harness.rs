@@ -44,13 +44,15 @@ pub(crate) async fn start(config: Config) -> Result<NodeHandle, StartError> {
 
 #[cfg(not(feature = "rocksdb"))]
 pub(crate) async fn start(config: Config) -> Result<NodeHandle, StartError> {
-    use quorate_raft::memory::{MemoryLog, MemoryStates};
+    use quorate_raft::memory::{MemoryFloor, MemoryLog, MemoryStates};
     use quorate_raft::{Seams, TcpConnector, WriterMode};
     use std::sync::Arc;
 
     quorate_node::start::start_with(config, |dir| {
         Ok(Seams {
             log: Arc::new(MemoryLog::new()),
+            floor: Arc::new(MemoryFloor::new()),
+            floor: Arc::new(MemoryFloor::new()),
             states: Arc::new(MemoryStates::new(dir.join("scratch"))),
             connector: Arc::new(TcpConnector),
             writer: WriterMode::Thread,
@@ -78,15 +80,16 @@ impl TestNode {
     /// Stops the node and starts it again on the same directory and addresses.
     #[cfg(feature = "rocksdb")]
     pub(crate) async fn restart(self) -> TestNode {
+        self.halt().await.start(|_| {}).await
+    }
+
+    /// Stops the node and keeps what it needs to be the same one again.
+    #[cfg(feature = "rocksdb")]
+    pub(crate) async fn halt(self) -> HaltedNode {
         let TestNode { dir, handle } = self;
         let addresses = handle.addresses().clone();
         handle.shutdown().await;
-        let mut config = config(dir.path());
-        config.client_listen = addresses.client;
-        config.peer_listen = addresses.peer;
-        config.http_listen = addresses.http;
-        let handle = start(config).await.expect("the node starts again");
-        TestNode { dir, handle }
+        HaltedNode { dir, addresses }
     }
 
     pub(crate) fn id(&self) -> String {
@@ -174,6 +177,28 @@ impl TestNode {
         let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a code");
         let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
         (code, body)
+    }
+}
+
+/// A node that does not run.
+#[cfg(feature = "rocksdb")]
+pub(crate) struct HaltedNode {
+    pub(crate) dir: TempDir,
+    addresses: quorate_node::Addresses,
+}
+
+#[cfg(feature = "rocksdb")]
+impl HaltedNode {
+    /// Starts it again on its directory and addresses, with something else configured.
+    pub(crate) async fn start(self, configure: impl FnOnce(&mut Config)) -> TestNode {
+        let HaltedNode { dir, addresses } = self;
+        let mut config = config(dir.path());
+        config.client_listen = addresses.client;
+        config.peer_listen = addresses.peer;
+        config.http_listen = addresses.http;
+        configure(&mut config);
+        let handle = start(config).await.expect("the node starts again");
+        TestNode { dir, handle }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Nodes in one process, on loopback and temporary directories: how they start, form a cluster, grow, shrink and tell.
 
+#[cfg(feature = "rocksdb")]
+mod diverging;
 mod formation;
 mod harness;
 mod leaving;

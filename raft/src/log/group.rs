@@ -11,6 +11,8 @@ use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{EntryPayload, OptionalSend};
 
 use crate::engine::{LogChange, MarkKind};
+use crate::health::Health;
+use crate::log::floor::{FloorChange, Synced};
 use crate::log::record::{self, HEADER_BYTES};
 use crate::log::state::{GroupState, Inner};
 use crate::log::writer::Answer;
@@ -30,11 +32,24 @@ pub struct GroupLog {
 pub struct GroupLogReader {
     store: Arc<StoreShared>,
     state: Arc<GroupState>,
+    health: Arc<Health>,
 }
 
 impl GroupLog {
     pub(crate) fn new(store: Arc<StoreShared>, state: Arc<GroupState>, open: Arc<()>) -> Self {
-        GroupLog { reader: GroupLogReader { store, state }, _open: open }
+        GroupLog { reader: GroupLogReader { store, state, health: Arc::default() }, _open: open }
+    }
+
+    /// Where damage that is met while the log is read is noted.
+    pub(crate) fn health(&self) -> Arc<Health> {
+        self.reader.health.clone()
+    }
+
+    /// The identity of the entry at a position that is in the log.
+    pub(crate) fn identity(&self, position: u64) -> io::Result<Option<LogId>> {
+        let known = |inner: &Inner| position >= inner.first_position() && position < inner.end_position();
+        let found = self.state().with(|inner| if known(inner) { self.identity_at(inner, position) } else { Ok(None) });
+        Ok(self.reader.judged(found)?.map(|(id, _)| id))
     }
 
     /// Bytes of the records above the purged position: what a purge could free. Exact but for records that were purged or
@@ -53,9 +68,15 @@ impl GroupLog {
     }
 
     /// Puts changes into the queue. Called under the lock of the group's state.
-    fn submit(&self, changes: impl IntoIterator<Item = LogChange>, answers: [Option<Answer>; 2]) -> io::Result<()> {
+    fn submit(
+        &self,
+        changes: impl IntoIterator<Item = LogChange>,
+        floor: Option<FloorChange>,
+        answers: [Option<Answer>; 2],
+    ) -> io::Result<()> {
         self.reader.store.writer.submit(|queue| {
             queue.changes.extend(changes);
+            queue.floor.extend(floor);
             queue.answers.extend(answers.into_iter().flatten());
         })
     }
@@ -101,8 +122,17 @@ impl GroupLogReader {
         self.state.with(|inner| inner.purged.map(|purged| purged.index))
     }
 
+    /// Notes the damage that a result tells of.
+    fn judged<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        result.inspect_err(|error| self.health.judge("the log", error))
+    }
+
     /// Reads `from..to` cut to what the log has; with a limit at most about so many bytes and at least one entry.
     fn read(&self, from: u64, to: u64, limit_bytes: Option<usize>) -> io::Result<Vec<Entry>> {
+        self.judged(self.find(from, to, limit_bytes))
+    }
+
+    fn find(&self, from: u64, to: u64, limit_bytes: Option<usize>) -> io::Result<Vec<Entry>> {
         let located = self.state.with(|inner| inner.locate(from, to, limit_bytes));
         let Some((stored_from, stored_to)) = located.stored else { return Ok(located.held) };
         let (mut entries, whole) = self.read_stored(stored_from, stored_to, limit_bytes)?;
@@ -237,7 +267,9 @@ impl RaftLogStorage<TC> for GroupLog {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         let value = mark::encode(&proto::Vote::from(vote));
-        let change = LogChange::Mark { group: self.state().group, kind: MarkKind::Vote, value };
+        let group = self.state().group;
+        let change = LogChange::Mark { group, kind: MarkKind::Vote, value };
+        let given = FloorChange::Vote { group, vote: *vote };
         #[cfg(feature = "planted")]
         if crate::planted::is("forgotten-vote") {
             self.state().with(|inner| inner.vote = Some(*vote));
@@ -246,7 +278,7 @@ impl RaftLogStorage<TC> for GroupLog {
         let (told, wait) = tokio::sync::oneshot::channel();
         self.state().with(|inner| {
             inner.vote = Some(*vote);
-            self.submit([change], [Some(Answer::Waiter(told)), None])
+            self.submit([change], Some(given), [Some(Answer::Waiter(told)), None])
         })?;
         wait.await.map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the log writer has ended"))
     }
@@ -273,27 +305,29 @@ impl RaftLogStorage<TC> for GroupLog {
         let group = self.state().group;
         self.state().with(|inner| {
             let sequence = inner.next_sequence();
-            let mut changes = Vec::new();
+            let (mut changes, mut synced) = (Vec::new(), None);
             for entry in entries {
                 inner.check_follows(&entry)?;
                 let (record, crc) = record::encode(group, &entry, inner.head_crc);
                 let payload = payload_in(&record, entry.payload);
                 inner.push(entry.log_id, payload, crc, record.len(), sequence);
-                changes.push(LogChange::Append { group, position: entry.log_id.index, record });
+                let position = entry.log_id.index;
+                changes.push(LogChange::Append { group, position, record });
+                synced = Some(FloorChange::Synced { group, last: Synced { position, crc } });
             }
             let durable = Answer::Durable(self.reader.state.clone(), sequence);
             #[cfg(feature = "planted")]
             if crate::planted::is("acknowledge-before-flush") {
                 callback.io_completed(Ok(()));
-                return self.submit(changes, [Some(durable), None]);
+                return self.submit(changes, synced, [Some(durable), None]);
             }
             // Durable first: when openraft hears of it, the memory may already be trimmed.
-            self.submit(changes, [Some(durable), Some(Answer::Flushed(callback))])
+            self.submit(changes, synced, [Some(durable), Some(Answer::Flushed(callback))])
         })
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
-        self.state().with(|inner| {
+        let truncated = self.state().with(|inner| {
             let from = last_log_id.map_or(0, |last| last.index + 1).max(inner.first_position());
             if from >= inner.end_position() {
                 return Ok(());
@@ -309,14 +343,18 @@ impl RaftLogStorage<TC> for GroupLog {
                 inner.truncate(from, last, head_crc);
                 return Ok(());
             }
-            self.submit([LogChange::Truncate { group: self.state().group, from }], [None, None])?;
+            let group = self.state().group;
+            let lowered = last.map(|last| Synced { position: last.index, crc: head_crc });
+            let lowered = FloorChange::Lowered { group, last: lowered };
+            self.submit([LogChange::Truncate { group, from }], Some(lowered), [None, None])?;
             inner.truncate(from, last, head_crc);
             Ok(())
-        })
+        });
+        self.reader.judged(truncated)
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
-        self.state().with(|inner| {
+        let purged = self.state().with(|inner| {
             if inner.purged.is_some_and(|purged| purged.index >= upto.index) {
                 return Ok(());
             }
@@ -332,7 +370,7 @@ impl RaftLogStorage<TC> for GroupLog {
                     LogChange::Purge { group, upto: ahead.index },
                     LogChange::Mark { group, kind: MarkKind::Purged, value },
                 ];
-                self.submit(changes, [None, None])?;
+                self.submit(changes, None, [None, None])?;
                 inner.purge(upto, crc);
                 return Ok(());
             }
@@ -341,9 +379,10 @@ impl RaftLogStorage<TC> for GroupLog {
                 LogChange::Purge { group, upto: upto.index },
                 LogChange::Mark { group, kind: MarkKind::Purged, value },
             ];
-            self.submit(changes, [None, None])?;
+            self.submit(changes, Some(FloorChange::Purged { group, position: upto.index }), [None, None])?;
             inner.purge(upto, crc);
             Ok(())
-        })
+        });
+        self.reader.judged(purged)
     }
 }

@@ -10,6 +10,7 @@ pub struct LogMetrics {
     bytes: IntCounter,
     commit_seconds: Histogram,
     batch_records: Histogram,
+    floor_seconds: Histogram,
 }
 
 impl LogMetrics {
@@ -31,6 +32,13 @@ impl LogMetrics {
                 16,
             ),
             batch_records: histogram("quorate_log_batch_records", "Records in one batch.", 1.0, 2.0, 14),
+            floor_seconds: histogram(
+                "quorate_log_floor_seconds",
+                "Time to write the floor once and make that durable, in seconds.",
+                50e-6,
+                2.0,
+                16,
+            ),
         }
     }
 
@@ -40,7 +48,8 @@ impl LogMetrics {
         registry.register(Box::new(self.records.clone()))?;
         registry.register(Box::new(self.bytes.clone()))?;
         registry.register(Box::new(self.commit_seconds.clone()))?;
-        registry.register(Box::new(self.batch_records.clone()))
+        registry.register(Box::new(self.batch_records.clone()))?;
+        registry.register(Box::new(self.floor_seconds.clone()))
     }
 
     /// Batches made durable so far, each with one commit of the engine and so one fsync.
@@ -60,8 +69,21 @@ impl LogMetrics {
 
     /// Mean time of a commit so far, in seconds, or zero before the first.
     pub fn mean_commit_seconds(&self) -> f64 {
-        let count = self.commit_seconds.get_sample_count();
-        if count == 0 { 0.0 } else { self.commit_seconds.get_sample_sum() / count as f64 }
+        mean(&self.commit_seconds)
+    }
+
+    /// Writes of the floor so far, each with one sync.
+    pub fn floor_writes(&self) -> u64 {
+        self.floor_seconds.get_sample_count()
+    }
+
+    /// Mean time of a write of the floor so far, in seconds, or zero before the first.
+    pub fn mean_floor_seconds(&self) -> f64 {
+        mean(&self.floor_seconds)
+    }
+
+    pub(crate) fn count_floor(&self, seconds: f64) {
+        self.floor_seconds.observe(seconds);
     }
 
     pub(crate) fn count(&self, records: u64, bytes: u64, seconds: f64) {
@@ -71,4 +93,9 @@ impl LogMetrics {
         self.commit_seconds.observe(seconds);
         self.batch_records.observe(records as f64);
     }
+}
+
+fn mean(times: &Histogram) -> f64 {
+    let count = times.get_sample_count();
+    if count == 0 { 0.0 } else { times.get_sample_sum() / count as f64 }
 }

@@ -1,13 +1,16 @@
 //! The one writer of a node's log database.
 //!
 //! Everything that changes the log of any group goes through one queue in the order in which it was submitted. The writer
-//! takes all that waits, hands it to the engine as one batch with one fsync, and then answers everyone in the batch. It
+//! takes all that waits, hands it to the engine as one batch with one fsync, notes in the floor what that made durable, and
+//! then answers everyone in the batch. It
 //! never waits for more to come: while a batch is being synced the next one gathers by itself, so the batches grow exactly as
 //! the disk is slower than the load.
 //!
 //! Invariants:
 //! - Nothing is durable before something that was submitted earlier.
-//! - An answer is given only after the batch that holds the change, and all batches before it, are durable.
+//! - An answer is given only after the batch that holds the change, and all batches before it, are durable, and the floor
+//!   says so durably.
+//! - What lowers the floor is in its file before the batch is committed, what raises it after.
 //! - After a failed commit nothing is ever answered as durable again: the process ends.
 
 use std::io;
@@ -23,6 +26,7 @@ use tokio::time::Instant;
 
 use crate::engine::{LogChange, LogEngine, MarkKind};
 use crate::ids::GroupId;
+use crate::log::floor::{Floor, FloorChange};
 use crate::log::mark;
 use crate::log::metrics::LogMetrics;
 use crate::log::state::GroupState;
@@ -41,8 +45,8 @@ pub enum WriterMode {
 /// What a simulation decides for a writer that runs as a task.
 #[derive(Clone)]
 pub struct TaskHooks {
-    /// How long the coming commit takes. Half of it passes before the engine has the batch and half after, so that a crash
-    /// can fall on both sides of durability.
+    /// How long the coming commit takes. A part of it passes before the engine has the batch, a part before the floor has
+    /// what the batch raises, and a part after, so that a crash can fall between any two steps.
     pub latency: Arc<dyn Fn() -> Duration + Send + Sync>,
     /// Called in place of the end of the process when a commit has failed. The simulation must kill the node; the writer
     /// answers everything from then on with an error.
@@ -73,6 +77,7 @@ pub(crate) enum Answer {
 #[derive(Default)]
 pub(crate) struct Queue {
     pub(crate) changes: Vec<LogChange>,
+    pub(crate) floor: Vec<FloorChange>,
     pub(crate) answers: Vec<Answer>,
     /// Last committed marks, one for each group. They ride with the next batch and wake nobody.
     committed: Vec<(GroupId, LogId)>,
@@ -97,6 +102,7 @@ impl Queue {
     /// Moves everything that waits into `batch`, whose buffers are empty, and leaves those buffers for the next.
     fn take(&mut self, batch: &mut Batch) {
         mem::swap(&mut self.changes, &mut batch.changes);
+        mem::swap(&mut self.floor, &mut batch.floor);
         mem::swap(&mut self.answers, &mut batch.answers);
         for (group, at) in self.committed.drain(..) {
             let value = mark::encode(&proto::LogId::from(&at));
@@ -108,6 +114,7 @@ impl Queue {
 #[derive(Default)]
 struct Batch {
     changes: Vec<LogChange>,
+    floor: Vec<FloorChange>,
     answers: Vec<Answer>,
 }
 
@@ -118,6 +125,7 @@ enum Signal {
 
 struct Shared {
     engine: Arc<dyn LogEngine>,
+    floor: Arc<Mutex<Floor>>,
     queue: Mutex<Queue>,
     signal: Signal,
     metrics: LogMetrics,
@@ -138,13 +146,18 @@ fn ended() -> io::Error {
 
 impl Writer {
     /// Starts the writer. In mode `Task` it must be called inside a tokio runtime.
-    pub(crate) fn start(engine: Arc<dyn LogEngine>, mode: WriterMode, metrics: LogMetrics) -> io::Result<Writer> {
+    pub(crate) fn start(
+        engine: Arc<dyn LogEngine>,
+        floor: Arc<Mutex<Floor>>,
+        mode: WriterMode,
+        metrics: LogMetrics,
+    ) -> io::Result<Writer> {
         let signal = match mode {
             WriterMode::Thread => Signal::Thread(Condvar::new()),
             WriterMode::Task(hooks) => Signal::Task(Notify::new(), hooks),
         };
-        let shared =
-            Arc::new(Shared { engine, queue: Mutex::new(Queue::default()), signal, metrics, ended: Notify::new() });
+        let (queue, ended) = (Mutex::new(Queue::default()), Notify::new());
+        let shared = Arc::new(Shared { engine, floor, queue, signal, metrics, ended });
         let thread = match &shared.signal {
             Signal::Thread(_) => {
                 let shared = shared.clone();
@@ -197,10 +210,15 @@ impl Writer {
     }
 
     /// Submits changes and waits until they, and all before them, are durable.
-    pub(crate) async fn submit_and_wait(&self, changes: impl IntoIterator<Item = LogChange>) -> io::Result<()> {
+    pub(crate) async fn submit_and_wait(
+        &self,
+        changes: impl IntoIterator<Item = LogChange>,
+        floor: impl IntoIterator<Item = FloorChange>,
+    ) -> io::Result<()> {
         let (told, wait) = oneshot::channel();
         self.submit(|queue| {
             queue.changes.extend(changes);
+            queue.floor.extend(floor);
             queue.answers.push(Answer::Waiter(told));
         })?;
         wait.await.map_err(|_| ended())
@@ -282,7 +300,7 @@ impl Shared {
                     break;
                 }
             }
-            if let Err(error) = self.commit(&batch) {
+            if let Err(error) = self.lower(&batch).and_then(|_| self.commit(&batch)).and_then(|()| self.raise(&batch)) {
                 // The kernel may already have marked the pages that it failed to write as clean, so a second fsync would
                 // report a success that is none. Nothing this process does can be trusted to be durable any more.
                 tracing::error!(%error, "a commit of the Raft log failed; the process ends so that nothing is lost");
@@ -315,9 +333,8 @@ impl Shared {
                 parked.notified().await;
                 continue;
             }
-            let half = (hooks.latency)() / 2;
-            pause(half).await;
-            if let Err(error) = self.commit(&batch) {
+            let part = (hooks.latency)() / 3;
+            if let Err(error) = self.make_durable(&batch, part).await {
                 let mut queue = self.queue.lock();
                 queue.phase = Phase::Closed;
                 refuse(&mut batch, &error);
@@ -327,10 +344,51 @@ impl Shared {
                 (hooks.failed)(&error);
                 break;
             }
-            pause(half).await;
+            pause(part).await;
             answer(&mut batch);
         }
         self.ended.notify_waiters();
+    }
+
+    /// The steps of a batch with time between them.
+    async fn make_durable(&self, batch: &Batch, part: Duration) -> io::Result<()> {
+        pause(part).await;
+        if self.lower(batch)? {
+            pause(part).await;
+        }
+        self.commit(batch)?;
+        pause(part).await;
+        self.raise(batch)
+    }
+
+    /// Puts into the floor what must be there before the batch is committed. True if that was anything.
+    fn lower(&self, batch: &Batch) -> io::Result<bool> {
+        let mut floor = self.floor.lock();
+        let lowered = floor.lower(&batch.floor);
+        if lowered {
+            self.write(&mut floor)?;
+        }
+        Ok(lowered)
+    }
+
+    /// Puts into the floor what the committed batch has raised.
+    fn raise(&self, batch: &Batch) -> io::Result<()> {
+        let mut floor = self.floor.lock();
+        if floor.raise(&batch.floor) {
+            self.write(&mut floor)?;
+        }
+        if batch.floor.iter().any(|change| matches!(change, FloorChange::Quarantined { .. })) {
+            // Into the other slot too: no single damage may bring the replica back.
+            self.write(&mut floor)?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, floor: &mut Floor) -> io::Result<()> {
+        let start = Instant::now();
+        floor.write()?;
+        self.metrics.count_floor(start.elapsed().as_secs_f64());
+        Ok(())
     }
 
     fn commit(&self, batch: &Batch) -> io::Result<()> {
@@ -360,6 +418,7 @@ async fn pause(time: Duration) {
 
 fn answer(batch: &mut Batch) {
     batch.changes.clear();
+    batch.floor.clear();
     for answer in batch.answers.drain(..) {
         match answer {
             Answer::Flushed(flushed) => flushed.io_completed(Ok(())),
@@ -373,11 +432,13 @@ fn answer(batch: &mut Batch) {
     // After a burst the buffers would hold their largest size for ever.
     const KEEP: usize = 4096;
     batch.changes.shrink_to(KEEP);
+    batch.floor.shrink_to(KEEP);
     batch.answers.shrink_to(KEEP);
 }
 
 fn refuse(batch: &mut Batch, error: &io::Error) {
     batch.changes.clear();
+    batch.floor.clear();
     for answer in batch.answers.drain(..) {
         if let Answer::Flushed(flushed) = answer {
             flushed.io_completed(Err(io::Error::new(error.kind(), error.to_string())));

@@ -123,6 +123,22 @@ impl MemoryLog {
         true
     }
 
+    /// Changes the bytes of a mark in place, as bit-rot does; `None` removes it. False if there is no such mark.
+    pub fn damage_mark(&self, group: GroupId, kind: MarkKind, change: impl FnOnce(Vec<u8>) -> Option<Vec<u8>>) -> bool {
+        let mut disk = self.disk.lock();
+        let Some(value) = disk.marks.remove(&(group, kind)) else { return false };
+        if let Some(bytes) = change(value.to_vec()) {
+            disk.marks.insert((group, kind), Bytes::from(bytes));
+        }
+        true
+    }
+
+    /// The positions of the records of a group, for who chooses one to damage.
+    pub fn positions(&self, group: GroupId) -> Vec<u64> {
+        let disk = self.disk.lock();
+        disk.records.range((group, 0)..=(group, u64::MAX)).map(|((_, position), _)| *position).collect()
+    }
+
     /// A copy of the disk with no hook, for a look at what would be found after a crash now.
     pub fn image(&self) -> MemoryLog {
         let disk = self.disk.lock();

@@ -1,6 +1,6 @@
 //! State stores in memory. What was not flushed is lost at a crash, as it is with RocksDB without its WAL.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -23,6 +23,10 @@ struct Rows {
     applied: Option<Bytes>,
 }
 
+fn rotten() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the simulated disk holds another block here than was written")
+}
+
 /// State stores of one node in memory. Checkpoints and received snapshots are real files below the scratch directory.
 #[derive(Clone)]
 pub struct MemoryStates {
@@ -37,6 +41,8 @@ struct Disk {
     durable: BTreeMap<GroupId, Arc<Rows>>,
     /// What the running node has written, flushed or not.
     written: BTreeMap<GroupId, Weak<Mutex<Arc<Rows>>>>,
+    /// Rows that do not read back until they are written again.
+    rotten: BTreeMap<GroupId, BTreeSet<(Table, Bytes)>>,
     life: u64,
     stagings: u64,
     full: bool,
@@ -116,6 +122,23 @@ impl MemoryStates {
         Ok(())
     }
 
+    /// Makes one durable row of a group unreadable, as bit-rot does: every read that meets it fails until the row is written
+    /// again, in this life and the next. `choose` says which, of so many. False if there is none.
+    pub fn damage(&self, group: GroupId, choose: impl FnOnce(usize) -> usize) -> bool {
+        let mut disk = self.disk.lock();
+        let Some(rows) = disk.durable.get(&group).filter(|rows| !rows.rows.is_empty()) else { return false };
+        let Some(key) = rows.rows.keys().nth(choose(rows.rows.len())).cloned() else { return false };
+        disk.rotten.entry(group).or_default().insert(key);
+        true
+    }
+
+    /// Loses the durable state of a group, as if its directory had been deleted. False if there is none.
+    pub fn lose(&self, group: GroupId) -> bool {
+        let mut disk = self.disk.lock();
+        disk.rotten.remove(&group);
+        disk.durable.remove(&group).is_some()
+    }
+
     fn alive(&self) -> io::Result<parking_lot::MutexGuard<'_, Disk>> {
         let disk = self.disk.lock();
         if disk.life == self.life {
@@ -157,9 +180,17 @@ impl StateStores for MemoryStates {
     fn replace(&self, group: GroupId, old: Arc<dyn StateStore>, from: &Path) -> io::Result<Arc<dyn StateStore>> {
         let rows = Arc::new(read_checkpoint(from)?);
         drop(old);
-        self.alive()?.durable.insert(group, rows.clone());
+        {
+            let mut disk = self.alive()?;
+            disk.durable.insert(group, rows.clone());
+            disk.rotten.remove(&group);
+        }
         fs::remove_dir_all(from)?;
         Ok(self.store(group, rows))
+    }
+
+    fn verify(&self, checkpoint: &Path) -> io::Result<()> {
+        read_checkpoint(checkpoint).map(drop)
     }
 
     fn applied_of(&self, checkpoint: &Path) -> io::Result<Option<Bytes>> {
@@ -167,12 +198,18 @@ impl StateStores for MemoryStates {
     }
 
     fn destroy(&self, group: GroupId) -> io::Result<()> {
-        self.alive()?.durable.remove(&group);
+        let mut disk = self.alive()?;
+        disk.durable.remove(&group);
+        disk.rotten.remove(&group);
         Ok(())
     }
 }
 
 impl MemoryStore {
+    fn rotten(&self) -> io::Result<BTreeSet<(Table, Bytes)>> {
+        Ok(self.states.alive()?.rotten.get(&self.group).cloned().unwrap_or_default())
+    }
+
     fn rows(&self) -> io::Result<Arc<Rows>> {
         drop(self.states.alive()?);
         Ok(self.current.lock().clone())
@@ -181,7 +218,8 @@ impl MemoryStore {
 
 impl StateStore for MemoryStore {
     fn get(&self, table: Table, key: &[u8]) -> io::Result<Option<Bytes>> {
-        Ok(self.rows()?.rows.get(&(table, Bytes::copy_from_slice(key))).cloned())
+        let (rows, at) = (self.rows()?, (table, Bytes::copy_from_slice(key)));
+        if self.rotten()?.contains(&at) { Err(rotten()) } else { Ok(rows.rows.get(&at).cloned()) }
     }
 
     fn get_many(&self, table: Table, keys: &[&[u8]]) -> io::Result<Vec<Option<Bytes>>> {
@@ -189,8 +227,11 @@ impl StateStore for MemoryStore {
     }
 
     fn scan(&self, table: Table, from: &[u8], visit: &mut RowVisitor<'_>) -> io::Result<()> {
-        let rows = self.rows()?;
+        let (rows, rot) = (self.rows()?, self.rotten()?);
         for ((at, key), value) in rows.rows.range((table, Bytes::copy_from_slice(from))..) {
+            if *at == table && !rot.is_empty() && rot.contains(&(table, key.clone())) {
+                return Err(rotten());
+            }
             if *at != table || visit(key, value) == ControlFlow::Break(()) {
                 break;
             }
@@ -199,7 +240,9 @@ impl StateStore for MemoryStore {
     }
 
     fn write(&self, batch: &RowBatch, applied: &[u8]) -> io::Result<()> {
-        drop(self.states.alive()?);
+        if let Some(rot) = self.states.alive()?.rotten.get_mut(&self.group) {
+            rot.retain(|key| !batch.changes.iter().any(|(table, row, _)| (*table, row) == (key.0, &key.1)));
+        }
         let mut current = self.current.lock();
         let rows = Arc::make_mut(&mut current);
         for (table, key, value) in &batch.changes {
@@ -224,6 +267,9 @@ impl StateStore for MemoryStore {
     }
 
     fn checkpoint(&self, dir: &Path) -> io::Result<()> {
+        if !self.rotten()?.is_empty() {
+            return Err(rotten());
+        }
         self.flush()?;
         write_checkpoint(&*self.rows()?, dir)
     }

@@ -9,7 +9,7 @@
 //! that came late could drop the records of a new log of the same group.)
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -20,8 +20,9 @@ use fs_err as fs;
 use rocksdb::{BlockBasedOptions, Cache, DB, DBCompressionType, DBRecoveryMode, ReadOptions, WriteBatch, WriteOptions};
 
 use crate::engine::{LogChange, LogEngine, MarkKind};
+use crate::health::is_damage;
 use crate::ids::GroupId;
-use crate::rocks::{base_options, failed};
+use crate::rocks::{base_options, failed, framing, sync_dir};
 
 const KEY_BYTES: usize = 13;
 /// The kind of records; marks have the smaller numbers of [`MarkKind`].
@@ -29,6 +30,8 @@ const RECORD: u8 = 16;
 /// Memory that takes the writes, and the size of the WAL at which it is spilled.
 const MEMTABLE_BYTES: usize = 32 << 20;
 const CACHE_BYTES: usize = 4 << 20;
+/// A file in the directory that says that the database is damaged.
+const CONDEMNED: &str = "DAMAGED";
 /// After a purge, more than this in files is compacted.
 const LEFT_BYTES: u64 = 64 << 20;
 
@@ -63,6 +66,7 @@ fn parse(key: &[u8]) -> io::Result<(GroupId, u8, u64)> {
 /// The durable log database. Every commit is one write and one fsync of its WAL.
 pub struct RocksLog {
     db: Arc<DB>,
+    dir: PathBuf,
     sync: WriteOptions,
     syncs: AtomicU64,
     /// Tells the thread that frees space what was purged; dropped first to end it.
@@ -73,9 +77,17 @@ pub struct RocksLog {
 impl RocksLog {
     /// Opens the database in a directory, or creates both.
     ///
-    /// A write that a crash has cut off at the end of the WAL is dropped; damage before that is an error.
+    /// From the first damaged write in the WAL on nothing is read: a power cut leaves the last writes cut off, and not in
+    /// order. Whether anything is missing that was acknowledged is for the floor to say, which knows it for each group.
+    ///
+    /// # Errors
+    /// Of kind `InvalidData` if the database is damaged as a whole, or was found to be when it was used last.
     pub fn open(dir: &Path) -> io::Result<RocksLog> {
         fs::create_dir_all(dir)?;
+        if let Ok(found) = fs::read_to_string(dir.join(CONDEMNED)) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it was found to be damaged: {found}")));
+        }
+        framing::guard(dir)?;
         let db = Arc::new(DB::open(&options(), dir).map_err(failed)?);
         let mut sync = WriteOptions::default();
         sync.set_sync(true);
@@ -83,7 +95,21 @@ impl RocksLog {
         let shared = db.clone();
         let reclaimer =
             std::thread::Builder::new().name("log-reclaim".into()).spawn(move || run_reclaimer(&shared, &queue))?;
-        Ok(RocksLog { db, sync, syncs: AtomicU64::new(0), purged: Some(purged), reclaimer: Some(reclaimer) })
+        let dir = dir.to_owned();
+        Ok(RocksLog { db, dir, sync, syncs: AtomicU64::new(0), purged: Some(purged), reclaimer: Some(reclaimer) })
+    }
+
+    /// Notes that the database takes no more writes because it is damaged, so that it is not opened once more only to fail
+    /// again. Where even that fails, the next start comes to the same end.
+    fn condemn(&self, error: &io::Error) {
+        let note = || {
+            fs::write(self.dir.join(CONDEMNED), error.to_string())?;
+            fs::File::open(self.dir.join(CONDEMNED))?.sync_all()?;
+            sync_dir(&self.dir)
+        };
+        if let Err(failed) = note() {
+            tracing::error!(error = %failed, "the damage of the log database could not be noted");
+        }
     }
 
     /// Commits made durable so far, each with one fsync.
@@ -100,7 +126,7 @@ impl RocksLog {
 
 fn options() -> rocksdb::Options {
     let mut options = base_options();
-    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
     options.set_compression_type(DBCompressionType::None);
     options.set_write_buffer_size(MEMTABLE_BYTES);
     options.set_max_write_buffer_number(3);
@@ -167,7 +193,11 @@ impl LogEngine for RocksLog {
         let unsynced = WriteOptions::default();
         #[cfg(feature = "planted")]
         let sync = if crate::planted::is("unsynced-log") { &unsynced } else { sync };
-        self.db.write_opt(batch, sync).map_err(failed)?;
+        self.db.write_opt(batch, sync).map_err(failed).inspect_err(|error| {
+            if is_damage(error) {
+                self.condemn(error);
+            }
+        })?;
         self.syncs.fetch_add(1, Ordering::Relaxed);
         if let Some(purged) = &self.purged {
             for change in changes {

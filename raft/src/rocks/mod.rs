@@ -2,6 +2,7 @@
 //!
 //! The log database fsyncs every commit. The state databases have no write-ahead log at all, because the Raft log is theirs.
 
+mod framing;
 mod log;
 mod states;
 
@@ -13,10 +14,15 @@ use fs_err as fs;
 pub use log::RocksLog;
 pub use states::RocksStates;
 
-/// The error of a database as one of the operating system's kind, which the traits above speak.
+/// What RocksDB says of a file that it has written and that is not there any more.
+const MISSING: &str = "No such file or directory";
+
+/// The error of a database as one of the operating system's kind, which the traits above speak. `InvalidData` means that
+/// what is on the disk is not what was written; a file of the database that has gone counts.
 fn failed(error: rocksdb::Error) -> io::Error {
     let kind = match error.kind() {
         rocksdb::ErrorKind::Corruption => io::ErrorKind::InvalidData,
+        rocksdb::ErrorKind::IOError if error.as_ref().contains(MISSING) => io::ErrorKind::InvalidData,
         rocksdb::ErrorKind::Busy => io::ErrorKind::ResourceBusy,
         _ => io::ErrorKind::Other,
     };

@@ -24,7 +24,7 @@ use rocksdb::{
 
 use crate::ids::GroupId;
 use crate::machine::{RowBatch, RowVisitor, StateStore, StateStores, Table};
-use crate::rocks::{base_options, failed, sync_dir};
+use crate::rocks::{base_options, failed, framing, sync_dir};
 
 /// Blocks of all groups together.
 const CACHE_BYTES: usize = 32 << 20;
@@ -180,7 +180,21 @@ impl StateStores for RocksStates {
         self.open_generation(group, next)
     }
 
+    fn verify(&self, checkpoint: &Path) -> io::Result<()> {
+        framing::guard(checkpoint)?;
+        let db = DB::open_for_read_only(&self.options, checkpoint, false).map_err(failed)?;
+        let mut options = ReadOptions::default();
+        options.fill_cache(false);
+        let mut iterator = db.raw_iterator_opt(options);
+        iterator.seek_to_first();
+        while iterator.valid() {
+            iterator.next();
+        }
+        iterator.status().map_err(failed)
+    }
+
     fn applied_of(&self, checkpoint: &Path) -> io::Result<Option<Bytes>> {
+        framing::guard(checkpoint)?;
         let db = DB::open_for_read_only(&self.options, checkpoint, false).map_err(failed)?;
         applied(&db)
     }
@@ -223,6 +237,7 @@ fn applied(db: &DB) -> io::Result<Option<Bytes>> {
 
 impl RocksState {
     fn open(options: &Options, dir: PathBuf) -> io::Result<RocksState> {
+        framing::guard(&dir)?;
         let db = DB::open(options, &dir).map_err(failed)?;
         let mut write = WriteOptions::default();
         write.disable_wal(true);

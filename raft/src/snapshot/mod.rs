@@ -20,6 +20,7 @@ pub(crate) use receive::{Receiving, receive_snapshot};
 pub(crate) use send::send_snapshot;
 
 use crate::ids::{GroupId, ReplicaId};
+use crate::machine::StateStores;
 use crate::proto;
 use crate::types::{LeaderId, LogId, Member, StoredMembership};
 
@@ -36,15 +37,25 @@ pub(crate) type SnapshotMeta = openraft::SnapshotMeta<LeaderId, ReplicaId, Membe
 pub(crate) struct Checkpoint {
     dir: PathBuf,
     manifest: OnceLock<Vec<proto::SnapshotFile>>,
+    verified: OnceLock<()>,
 }
 
 impl Checkpoint {
     pub(crate) fn new(dir: PathBuf) -> Self {
-        Checkpoint { dir, manifest: OnceLock::new() }
+        Checkpoint { dir, manifest: OnceLock::new(), verified: OnceLock::new() }
     }
 
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Reads all of it, once.
+    pub(crate) fn verify(&self, states: &dyn StateStores) -> io::Result<()> {
+        if self.verified.get().is_none() {
+            states.verify(&self.dir)?;
+            self.verified.get_or_init(|| ());
+        }
+        Ok(())
     }
 
     /// The files with their checksums, read once.

@@ -96,8 +96,15 @@ async fn receive(
     let dir = std::mem::take(&mut receiving.dir);
     *slot = None;
     let synced = dir.clone();
-    group.blocking.run(move || File::open(synced)?.sync_all()).await?;
-    let snapshot = Snapshot { meta, snapshot: Arc::new(Checkpoint::new(dir)) };
+    let checkpoint = Arc::new(Checkpoint::new(dir));
+    let (arrived, states) = (checkpoint.clone(), group.states.clone());
+    let verified = group.blocking.run(move || {
+        File::open(synced)?.sync_all()?;
+        arrived.verify(&*states)
+    });
+    // What does not read is refused before anything of this replica is given up for it.
+    verified.await?;
+    let snapshot = Snapshot { meta, snapshot: checkpoint };
     let installed = group.raft.install_full_snapshot(vote.into(), snapshot).await;
     let installed = installed.map_err(|error| io::Error::other(error.to_string()))?;
     Ok(Reply::Installed((&installed.vote).into()))

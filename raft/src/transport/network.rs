@@ -22,7 +22,9 @@ use super::appends::Session;
 use super::beats::Beat;
 use super::{Link, Links, PeerError};
 use crate::blocking::Blocking;
+use crate::health::Health;
 use crate::ids::{GroupId, ReplicaId};
+use crate::machine::StateStores;
 use crate::proto;
 use crate::proto::outcome::Result as Outcome;
 use crate::snapshot::{Checkpoint, Snapshot, send_snapshot};
@@ -37,6 +39,9 @@ pub(crate) struct Networks {
     pub(crate) snapshot_bytes_per_s: u64,
     /// A read waits for the next heartbeat: it must not wait for others.
     pub(crate) hurry: Arc<AtomicBool>,
+    pub(crate) states: Arc<dyn StateStores>,
+    /// Told when what would be sent turns out to be damaged.
+    pub(crate) health: Arc<Health>,
 }
 
 impl Networks {
@@ -48,6 +53,8 @@ impl Networks {
             blocking: self.blocking,
             snapshot_bytes_per_s: self.snapshot_bytes_per_s,
             hurry: self.hurry.clone(),
+            states: self.states.clone(),
+            health: self.health.clone(),
         }
     }
 }
@@ -73,6 +80,8 @@ pub(crate) struct Network {
     blocking: Blocking,
     snapshot_bytes_per_s: u64,
     hurry: Arc<AtomicBool>,
+    states: Arc<dyn StateStores>,
+    health: Arc<Health>,
 }
 
 static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
@@ -115,6 +124,17 @@ impl Network {
             Outcome::Higher(vote) => Ok(Err(StreamAppendError::HigherVote(vote.into()))),
             Outcome::Refused(reason) => Err(RPCError::Unreachable(Unreachable::from_string(reason))),
         }
+    }
+
+    /// Reads the snapshot once before it is sent for the first time: a peer that installed a damaged one would take the
+    /// damage for its own.
+    async fn verify(&self, snapshot: &Snapshot) -> Result<(), PeerError> {
+        let (states, checkpoint) = (self.states.clone(), snapshot.snapshot.clone());
+        let verified = self.blocking.run(move || checkpoint.verify(&*states)).await;
+        verified.map_err(|error| {
+            self.health.judge("a checkpoint of the state", &error);
+            PeerError::Refused { reason: format!("the checkpoint cannot be read here: {error}") }
+        })
     }
 
     async fn ask_vote(
@@ -218,6 +238,7 @@ impl NetSnapshot<TC> for Network {
         option: RPCOption,
     ) -> Result<SnapshotResponse<TC>, StreamingError<TC>> {
         let timeout = option.hard_ttl();
+        self.verify(&snapshot).await.map_err(|error| self.rpc_error(RPCTypes::InstallSnapshot, timeout, &error))?;
         let sending =
             send_snapshot(&self.link, self.route, vote, &snapshot, self.blocking, self.snapshot_bytes_per_s, timeout);
         let sent = tokio::select! {

@@ -36,6 +36,8 @@ mod open_session;
 mod pass_time;
 mod place_replica;
 mod remove_member;
+mod replace_control_replica;
+mod replace_replica;
 mod replica_joined;
 mod retire_replica;
 mod shard_initialized;
@@ -174,6 +176,8 @@ impl Control {
             }
             Command::ExpireSession { session } => self.expire_session(step, session),
             Command::CloseSession { session } => self.close_session(step, session),
+            Command::ReplaceReplica { shard, node, replica } => self.replace_replica(step, shard, node, replica),
+            Command::ReplaceControlReplica { node, replica } => self.replace_control_replica(step, node, replica),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Random words about members, replicas and collections: whatever comes in whatever order, the invariants hold, two machines
 //! agree, and the rows make the same machine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -35,7 +35,13 @@ fn command() -> impl Strategy<Value = Command> {
             .prop_map(|(shard, replica)| Command::ReplicaJoined { shard, replica }),
         4 => (shard.clone(), replica.clone())
             .prop_map(|(shard, replica)| Command::RetireReplica { shard, replica }),
-        4 => (shard.clone(), replica).prop_map(|(shard, replica)| Command::ForgetReplica { shard, replica }),
+        4 => (shard.clone(), replica.clone()).prop_map(|(shard, replica)| Command::ForgetReplica { shard, replica }),
+        4 => (shard.clone(), 1..6u64, replica.clone()).prop_map(|(shard, node, replica)| {
+            Command::ReplaceReplica { shard, node: NodeId(node), replica }
+        }),
+        2 => (1..6u64, replica).prop_map(|(node, replica)| {
+            Command::ReplaceControlReplica { node: NodeId(node), replica }
+        }),
         1 => shard.clone().prop_map(|shard| Command::ShardInitialized { shard }),
         4 => (name, 0..4u32).prop_map(|(name, shards)| {
             Command::CreateCollection { name, dimension: 4, metric: Metric::L2, shards }
@@ -57,11 +63,31 @@ fn aim(command: &mut Command, control: &Control) {
     {
         *replica = record.replicas[*replica as usize % record.replicas.len()].replica;
     }
+    if let Command::ReplaceReplica { shard, node, replica } = command
+        && let Some(record) = control.shard(*shard)
+        && !record.replicas.is_empty()
+    {
+        let held = &record.replicas[*replica as usize % record.replicas.len()];
+        (*node, *replica) = (held.node, held.replica);
+    }
+    if let Command::ReplaceControlReplica { node, replica } = command
+        && let Some(member) = control.member(*node)
+        && *replica % 2 == 0
+    {
+        *replica = member.control_replica;
+    }
 }
 
 /// Every entry may also confirm what is at the head of the outbox, so that collections come and go.
 fn entry() -> impl Strategy<Value = (Vec<Command>, bool)> {
     (prop::collection::vec(command(), 0..4), any::<bool>())
+}
+
+/// All replica ids in use. One that appears must be larger than any before: none is given twice.
+fn replicas(control: &Control) -> BTreeSet<u64> {
+    let members = control.members().map(|member| member.control_replica);
+    let placed = control.shards().flat_map(|shard| &shard.replicas).map(|held| held.replica);
+    members.chain(placed).collect()
 }
 
 /// A shard that once had a voter has one for as long as it lives.
@@ -79,6 +105,7 @@ proptest! {
     fn words_about_the_cluster_keep_it_whole(entries in prop::collection::vec(entry(), 1..60)) {
         let (mut first, mut second) = (Control::new(), Control::new());
         let mut rows: BTreeMap<(u8, Bytes), Bytes> = BTreeMap::new();
+        let (mut known, mut minted) = (BTreeSet::new(), 0);
         for (position, (commands, deliver)) in (1..).zip(entries) {
             let mut commands = commands;
             commands.iter_mut().for_each(|command| aim(command, &first));
@@ -90,6 +117,7 @@ proptest! {
                 });
             }
             let before = voters(&first);
+            minted = minted.max(known.last().copied().unwrap_or(0));
             let operations = commands.into_iter().map(Operation::new).collect();
             let entry = Entry { time: LogTime(position), operations };
             let outcome = first.apply(Position(position), entry.clone()).expect("in order");
@@ -102,6 +130,11 @@ proptest! {
                 };
             }
             prop_assert_eq!(first.check(), Ok(()));
+            let now = replicas(&first);
+            for replica in now.difference(&known) {
+                prop_assert!(*replica > minted, "replica {} was given before", replica);
+            }
+            known = now;
             for (shard, voters) in voters(&first) {
                 prop_assert!(voters > 0 || before.get(&shard).is_none_or(|before| *before == 0));
             }

@@ -141,6 +141,14 @@ impl Stage {
             "place" => Command::PlaceReplica { shard: ShardId(words.number(1) as u32), node: NodeId(words.number(2)) },
             "joined" => Command::ReplicaJoined { shard: ShardId(words.number(1) as u32), replica: words.number(2) },
             "retire" => Command::RetireReplica { shard: ShardId(words.number(1) as u32), replica: words.number(2) },
+            "replace" if words.at(1) == "control" => {
+                Command::ReplaceControlReplica { node: NodeId(words.number(2)), replica: words.number(3) }
+            }
+            "replace" => Command::ReplaceReplica {
+                shard: ShardId(words.number(1) as u32),
+                node: NodeId(words.number(2)),
+                replica: words.number(3),
+            },
             "forget" => Command::ForgetReplica { shard: ShardId(words.number(1) as u32), replica: words.number(2) },
             "initialized" => Command::ShardInitialized { shard: ShardId(words.number(1) as u32) },
             "create" => Command::CreateCollection {
@@ -442,5 +450,6 @@ stories!(
     cancelling,
     a_lost_reply,
     a_growing_cluster,
+    a_damaged_disk,
     collections
 );

@@ -11,10 +11,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use quorate_raft::memory::{MemoryLog, MemoryStates};
+use quorate_raft::memory::{MemoryFloor, MemoryLog, MemoryStates};
 use quorate_raft::{
     BoxIo, ClusterId, Connector, Fault, Group, GroupId, Groups, GroupsConfig, Identity, LogPosition, Machine, Member,
-    NodeId, ProposeError, ReplicaId, Reply, RowBatch, Seams, StateStore, TaskHooks, TcpConnector, Timers, WriterMode,
+    NodeId, OpenError, ProposeError, ReplicaId, Reply, RowBatch, Seams, StateStore, TaskHooks, TcpConnector, Timers,
+    WriterMode,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
@@ -39,8 +40,12 @@ impl Counter {
 }
 
 pub(crate) fn stored_sum(store: &dyn StateStore) -> u64 {
-    let row = store.get(1, b"sum").expect("the store reads");
-    row.map_or(0, |row| u64::from_le_bytes(row[..8].try_into().expect("eight bytes")))
+    read_sum(store).expect("the store reads")
+}
+
+fn read_sum(store: &dyn StateStore) -> io::Result<u64> {
+    let row = store.get(1, b"sum")?;
+    Ok(row.map_or(0, |row| u64::from_le_bytes(row[..8].try_into().expect("eight bytes"))))
 }
 
 impl Machine for Counter {
@@ -56,9 +61,13 @@ impl Machine for Counter {
     fn applied(&mut self, _: LogPosition) {}
 
     fn load(&mut self, store: Arc<dyn StateStore>, _: Option<LogPosition>) -> Result<(), Fault> {
-        self.sum = stored_sum(&*store);
+        self.sum = read_sum(&*store).map_err(|error| Fault { reason: error.to_string() })?;
         self.loads.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn hash(&self) -> u64 {
+        self.sum.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 }
 
@@ -129,8 +138,9 @@ impl AsyncWrite for Cuttable {
 /// What outlives a node's process.
 pub(crate) struct Machinery {
     pub(crate) address: String,
-    log: MemoryLog,
-    states: MemoryStates,
+    pub(crate) log: MemoryLog,
+    pub(crate) floor: MemoryFloor,
+    pub(crate) states: MemoryStates,
     incarnation: u64,
     dir: tempfile::TempDir,
     listener: Option<TcpListener>,
@@ -176,6 +186,7 @@ impl Cluster {
             let machine = Machinery {
                 address: listener.local_addr().expect("bound").to_string(),
                 log: MemoryLog::new(),
+                floor: MemoryFloor::new(),
                 states: MemoryStates::new(dir.path().join("scratch")),
                 incarnation: 0,
                 dir,
@@ -197,6 +208,14 @@ impl Cluster {
 
     /// Starts a node on what its disk holds.
     pub(crate) async fn boot(&mut self, number: usize) {
+        let groups = self.open(number).await;
+        let loads = Arc::new(AtomicUsize::new(0));
+        let group = groups.start_group(GROUP, replica(number), Counter::boxed(&loads)).await.expect("a group");
+        self.serve(number, groups, group, loads).await;
+    }
+
+    /// Opens the groups of a node, and starts none.
+    pub(crate) async fn open(&mut self, number: usize) -> Groups {
         let machine = self.machines.get_mut(&number).expect("a machine of that number");
         machine.incarnation += 1;
         let identity = Identity::fixed(node_id(number), Some(CLUSTER), machine.incarnation);
@@ -205,15 +224,28 @@ impl Cluster {
         config.timers = Timers::default().slower(2);
         config.snapshot_log_bytes = self.snapshot_log_bytes;
         config.purge_tail = 5;
+        config.hash_every = 4;
         let seams = Seams {
             log: Arc::new(machine.log.clone()),
+            floor: Arc::new(machine.floor.clone()),
             states: Arc::new(machine.states.clone()),
             connector: Arc::new(Gated { network: self.network.clone(), from: number }),
             writer: WriterMode::Task(TaskHooks { latency: Arc::new(|| Duration::ZERO), failed: Arc::new(|_| ()) }),
         };
-        let groups = Groups::open(config, seams).await.expect("a disk that reads");
-        let loads = Arc::new(AtomicUsize::new(0));
-        let group = groups.start_group(GROUP, replica(number), Counter::boxed(&loads)).await.expect("a group");
+        Groups::open(config, seams).await.expect("a disk that reads")
+    }
+
+    /// Starts a node whose replica is damaged. Returns its groups and what is said of the replica; it serves nobody.
+    pub(crate) async fn boot_damaged(&mut self, number: usize) -> (Groups, OpenError) {
+        let groups = self.open(number).await;
+        let machine = Counter::boxed(&Arc::new(AtomicUsize::new(0)));
+        let refused = groups.start_group(GROUP, replica(number), machine).await.map(drop).expect_err("it is damaged");
+        (groups, refused)
+    }
+
+    /// Lets a node take its place in the network with a group that it has started.
+    pub(crate) async fn serve(&mut self, number: usize, groups: Groups, group: Group, loads: Arc<AtomicUsize>) {
+        let machine = self.machines.get_mut(&number).expect("a machine of that number");
         let listener = match machine.listener.take() {
             Some(listener) => listener,
             None => TcpListener::bind(&machine.address).await.expect("the same port"),
@@ -228,13 +260,21 @@ impl Cluster {
     /// Kills a node: its process is gone at once, its disk forgets what was not synced.
     pub(crate) async fn kill(&mut self, number: usize) {
         let Node { groups, group, server, .. } = self.nodes.remove(&number).expect("a node that runs");
-        let machine = self.machines.get_mut(&number).expect("its machine");
-        machine.log = machine.log.crash();
-        machine.states = machine.states.crash();
+        self.crash(number);
         server.abort();
         // Its listener is free for the next life once the task is gone.
         let _ = server.await;
         drop((groups, group));
+    }
+
+    /// Everything that was opened on the disk of a node fails from now on.
+    pub(crate) fn crash(&mut self, number: usize) {
+        let machine = self.machines.get_mut(&number).expect("its machine");
+        machine.log = machine.log.crash();
+        machine.log.clear_hook();
+        machine.floor = machine.floor.crash();
+        machine.floor.clear_hook();
+        machine.states = machine.states.crash();
     }
 
     pub(crate) fn cut(&self, from: usize, to: usize) {

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use quorate_raft::{Group, ProposeError, ReadError};
+use quorate_raft::{Group, ProposeError, ReadError, Stop};
 
 use crate::cluster::{Cluster, GROUP, LONG, number, stored_sum};
 
@@ -194,7 +194,10 @@ async fn a_machine_with_a_fault_stops_its_group_and_stores_nothing() {
     let lost = leader.group.propose(vec![1].into()).await;
     assert!(matches!(lost, Err(ProposeError::Unknown | ProposeError::Stopped)), "{lost:?}");
     // A follower stops too when it hears that the entry is committed, which a dead leader may not have told it.
-    tokio::time::timeout(LONG, leader.group.stopped()).await.expect("the leader stops");
+    let why = tokio::time::timeout(LONG, leader.group.stopped()).await.expect("the leader stops");
+    assert!(matches!(&why, Stop::Fault(reason) if reason.contains("not a number")), "{why:?}");
+    let stored = leader.groups.stored_groups().unwrap();
+    assert_eq!(stored[0].quarantined, None, "a fault of the machine is no damage");
     assert!(!leader.group.leadership().borrow().mine);
     assert_eq!(stored_sum(&*leader.group.store()), 1);
     for node in cluster.nodes.values() {

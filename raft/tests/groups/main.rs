@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod cluster;
+mod damage;
 #[cfg(feature = "rocksdb")]
 mod durable;
 mod faults;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use quorate_raft::{GroupConfig, GroupId, MembershipError, OpenError, ProposeError, Timers};
+use quorate_raft::{GroupConfig, GroupId, MembershipError, OpenError, ProposeError, Stop, StoredReplica, Timers};
 
 use crate::cluster::{Cluster, Counter, GROUP, LONG, number, replica};
 
@@ -115,11 +115,13 @@ async fn a_group_stops_starts_again_and_is_destroyed() {
     assert!(matches!(twice.err(), Some(OpenError::AlreadyStarted { .. })));
     node.groups.stop_group(GROUP).await;
     assert!(node.groups.group(GROUP).is_none());
+    assert_eq!(node.group.stopped().await, Stop::Wanted);
     assert!(matches!(node.group.propose(number(1)).await, Err(ProposeError::Stopped | ProposeError::Unknown)));
     assert!(node.group.store().get(1, b"sum").is_err(), "a stopped group holds no database");
     let stranger = node.groups.start_group(GROUP, 77, Counter::boxed(loads)).await;
     assert!(matches!(stranger.err(), Some(OpenError::Log(_))), "the log belongs to another replica");
-    assert_eq!(node.groups.stored_groups().unwrap(), [(GROUP, replica(1))]);
+    let stored = node.groups.stored_groups().unwrap();
+    assert_eq!(stored, [StoredReplica { group: GROUP, replica: replica(1), quarantined: None }]);
     let slow = GroupConfig { timers: Some(Timers::default().slower(4)) };
     let group = node.groups.start_group_with(GROUP, replica(1), Counter::boxed(loads), slow).await.unwrap();
     let mut leadership = group.leadership();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use quorate_raft::memory::{MemoryLog, MemoryStates};
+use quorate_raft::memory::{MemoryFloor, MemoryLog, MemoryStates};
 use quorate_raft::{
     ClusterId, Groups, GroupsConfig, Identity, NodeId, PeerError, PeerHandler, Seams, TaskHooks, TcpConnector,
     WriterMode,
@@ -49,6 +49,7 @@ async fn node(id: u64, cluster: Option<ClusterId>, incarnation: u64, dir: &std::
     let data = dir.join(format!("{id}-{incarnation}"));
     let seams = Seams {
         log: Arc::new(MemoryLog::new()),
+        floor: Arc::new(MemoryFloor::new()),
         states: Arc::new(MemoryStates::new(data.join("scratch"))),
         connector: Arc::new(TcpConnector),
         writer: WriterMode::Task(TaskHooks::instant()),

@@ -1,22 +1,24 @@
 //! A node dies at any point of a write, and its log is opened again.
 //!
 //! In memory every commit of a workload is cut in every way, and what is found must be what the log was after some number of
-//! its operations, at least all that were acknowledged. On RocksDB a process is killed while it writes.
+//! its operations, at least all that were acknowledged; nor may any cut look like damage. The same for every write of the floor.
+//! On RocksDB a process is killed while it writes.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
 use openraft::type_config::TypeConfigExt;
-use quorate_raft::log::{GroupLog, LogConfig, LogStore, TaskHooks, WriterMode};
-use quorate_raft::memory::{CommitFault, MemoryLog};
+use quorate_raft::log::{GroupLog, TaskHooks};
+use quorate_raft::memory::{CommitFault, FloorFault};
 use quorate_raft::types::{Entry, LeaderId, LogId, TC, Vote, log_id};
 use quorate_raft::{LogChange, LogEngine};
 use tokio::sync::oneshot;
 
-use crate::support::{GROUP, REPLICA, append_durably, entry, read_all, task_store};
+use crate::support::{Disk, GROUP, REPLICA, append_durably, entry, read_all, task_store};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -139,32 +141,53 @@ fn hooks() -> TaskHooks {
     TaskHooks { latency: Arc::new(|| Duration::from_millis(2)), failed: Arc::new(|_| {}) }
 }
 
-/// Runs the workload on a disk that treats its commit number `fatal` as `fault` says, opens what is left, and compares.
-/// False if the workload ended before that commit.
-async fn crash_at(fatal: u64, fault: CommitFault, wait_for_each: bool) -> bool {
-    let disk = MemoryLog::new();
-    let bitten = Arc::new(std::sync::atomic::AtomicBool::new(false));
+/// What goes wrong, and in which write.
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    Log(CommitFault),
+    Floor(FloorFault),
+}
+
+/// Makes the disk treat its write number `fatal` as `cut` says. Returns what tells whether that happened.
+fn arm(disk: &Disk, fatal: u64, cut: Cut) -> Arc<AtomicBool> {
+    let bitten = Arc::new(AtomicBool::new(false));
     let bite = bitten.clone();
-    disk.set_hook(move |number, changes| {
-        if number != fatal {
-            return CommitFault::None;
-        }
-        bite.store(true, std::sync::atomic::Ordering::Relaxed);
-        // A batch is atomic; only the records at the end of the log can be torn.
-        let only_records = changes.iter().all(|change| matches!(change, LogChange::Append { .. }));
-        if matches!(fault, CommitFault::Torn { .. }) && !only_records { CommitFault::CrashBefore } else { fault }
-    });
-    let store = LogStore::open(Arc::new(disk.clone()), WriterMode::Task(hooks()), LogConfig::default()).unwrap();
+    match cut {
+        Cut::Log(fault) => disk.log.set_hook(move |number, changes| {
+            if number != fatal {
+                return CommitFault::None;
+            }
+            bite.store(true, Ordering::Relaxed);
+            // A batch is atomic; only the records at the end of the log can be torn.
+            let only_records = changes.iter().all(|change| matches!(change, LogChange::Append { .. }));
+            if matches!(fault, CommitFault::Torn { .. }) && !only_records { CommitFault::CrashBefore } else { fault }
+        }),
+        Cut::Floor(fault) => disk.floor.set_hook(move |number| {
+            bite.fetch_or(number == fatal, Ordering::Relaxed);
+            if number == fatal { fault } else { FloorFault::None }
+        }),
+    }
+    bitten
+}
+
+/// Runs the workload on a disk that treats its write number `fatal` as `cut` says, opens what is left, and compares.
+/// False if the workload ended before that write.
+async fn crash_at(fatal: u64, cut: Cut, wait_for_each: bool) -> bool {
+    let disk = Disk::new();
+    // The first two writes of the floor make it, before there is anything that could be lost.
+    task_store(&disk).shutdown().await;
+    let bitten = arm(&disk, fatal, cut);
+    let store = disk.store(hooks());
     let steps = workload();
     let durable = match store.open_group(GROUP, REPLICA).await {
         Ok(mut log) => run(&mut log, &steps, wait_for_each).await,
         Err(_) => 0,
     };
+    drop(store);
     let disk = disk.crash();
-    disk.clear_hook();
-    let about = format!("commit {fatal}, {fault:?}, waiting for each: {wait_for_each}, durable steps: {durable}");
+    let about = format!("write {fatal}, {cut:?}, waiting for each: {wait_for_each}, durable steps: {durable}");
 
-    let store = task_store(disk.clone());
+    let store = task_store(&disk);
     let mut log = store.open_group(GROUP, REPLICA).await.unwrap_or_else(|error| panic!("{about}: {error}"));
     let found = Content::of(&mut log).await;
     assert!(is_reachable(&found, &steps, durable), "{about}: found {found:#?}");
@@ -174,9 +197,9 @@ async fn crash_at(fatal: u64, fault: CommitFault, wait_for_each: bool) -> bool {
     append_durably(&mut log, entries(9, next, 2)).await;
     let written = Content::of(&mut log).await;
     drop((log, store));
-    let mut log = task_store(disk.crash()).open_group(GROUP, REPLICA).await.unwrap();
+    let mut log = task_store(&disk.crash()).open_group(GROUP, REPLICA).await.unwrap();
     assert_eq!(Content::of(&mut log).await, written, "{about}");
-    bitten.load(std::sync::atomic::Ordering::Relaxed)
+    bitten.load(Ordering::Relaxed)
 }
 
 /// True if the content is that after some number of steps, at least `durable`, or in the middle of an append.
@@ -206,22 +229,34 @@ async fn a_crash_at_any_commit_loses_nothing_that_was_acknowledged() {
     for changes in 0..4 {
         faults.extend([0, 1, 29, 30, 31, 50].map(|bytes| CommitFault::Torn { changes, bytes }));
     }
+    cut_everywhere(0, &faults.into_iter().map(Cut::Log).collect::<Vec<_>>()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_at_any_write_of_the_floor_loses_nothing_and_does_not_look_like_damage() {
+    let mut faults = vec![FloorFault::CrashBefore, FloorFault::CrashAfter, FloorFault::Error];
+    faults.extend([0, 1, 8, 23, 24, 40, 70].map(FloorFault::Torn));
+    cut_everywhere(2, &faults.into_iter().map(Cut::Floor).collect::<Vec<_>>()).await;
+}
+
+/// Cuts every write of the workload from number `first` on, in every way.
+async fn cut_everywhere(first: u64, cuts: &[Cut]) {
     for wait_for_each in [true, false] {
-        for fault in &faults {
-            let mut commits = 0;
-            while crash_at(commits, *fault, wait_for_each).await {
-                commits += 1;
+        for cut in cuts {
+            let mut writes = first;
+            while crash_at(writes, *cut, wait_for_each).await {
+                writes += 1;
             }
             let least = if wait_for_each { 10 } else { 4 };
-            assert!(commits >= least, "only {commits} commits were cut");
+            assert!(writes - first >= least, "only {} writes were cut", writes - first);
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_waits_is_written_at_shutdown_and_nothing_after_it() {
-    let disk = MemoryLog::new();
-    let store = LogStore::open(Arc::new(disk.clone()), WriterMode::Task(hooks()), LogConfig::default()).unwrap();
+    let disk = Disk::new();
+    let store = disk.store(hooks());
     let mut log = store.open_group(GROUP, REPLICA).await.unwrap();
     let (told, wait) = TC::oneshot();
     log.append(entries(1, 0, 3), IOFlushed::<TC>::signal(told)).await.unwrap();
@@ -230,14 +265,14 @@ async fn what_waits_is_written_at_shutdown_and_nothing_after_it() {
     wait.await.unwrap().unwrap();
     log.save_vote(&vote(5)).await.expect_err("the writer has ended");
     drop((log, store));
-    let mut log = task_store(disk).open_group(GROUP, REPLICA).await.unwrap();
+    let mut log = task_store(&disk).open_group(GROUP, REPLICA).await.unwrap();
     assert_eq!(log.read_committed().await.unwrap(), Some(log_id(1, REPLICA, 2)));
     assert_eq!(read_all(&log).await.len(), 3);
 }
 
 #[test]
 fn the_image_of_a_disk_is_what_a_crash_would_leave() {
-    let disk = MemoryLog::new();
+    let disk = quorate_raft::memory::MemoryLog::new();
     let record = bytes::Bytes::from_static(b"x");
     disk.commit(&[LogChange::Append { group: GROUP, position: 0, record }]).unwrap();
     assert_eq!(disk.image().last(GROUP).unwrap(), disk.last(GROUP).unwrap());
@@ -250,11 +285,9 @@ mod killed {
     use std::path::Path;
     use std::process::Stdio;
 
-    use quorate_raft::GroupId;
-    use quorate_raft::rocks::RocksLog;
-
     use super::*;
-    use crate::support::{append, child, child_work, payload, thread_store};
+    use crate::support::{append, child, child_work, durable_store, payload};
+    use quorate_raft::GroupId;
 
     const GROUPS: u32 = 4;
     const ROUNDS: usize = 4;
@@ -267,7 +300,7 @@ mod killed {
 
     /// Appends to all groups for ever and says what was acknowledged.
     async fn write_for_ever(dir: &Path) {
-        let store = thread_store(RocksLog::open(dir).unwrap());
+        let store = durable_store(dir);
         let mut logs = Vec::new();
         for group in 0..GROUPS {
             let mut log = store.open_group(GroupId(group), REPLICA).await.unwrap();
@@ -330,7 +363,7 @@ mod killed {
         for _ in 0..ROUNDS {
             let acknowledged = kill_a_writer(dir.path());
             assert_eq!(acknowledged.len(), GROUPS as usize);
-            let store = thread_store(RocksLog::open(dir.path()).unwrap());
+            let store = durable_store(dir.path());
             for (group, last) in acknowledged {
                 let log = store.open_group(GroupId(group), REPLICA).await.unwrap();
                 let found = read_all(&log).await;

@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use quorate_raft::memory::{CommitFault, MemoryLog};
+use quorate_raft::memory::{CommitFault, MemoryFloor, MemoryLog};
 use quorate_raft::{GroupId, LogChange, LogEngine, MarkKind};
 
 use crate::support::{GROUP, REPLICA, append, append_durably, child, child_work, plain, thread_store};
@@ -43,7 +43,7 @@ async fn what_gathers_during_a_commit_shares_the_next_one() {
     const EACH: u64 = 200;
     let (permit, permits) = mpsc::channel();
     let disk = MemoryLog::new();
-    let store = thread_store(Gated { disk: disk.clone(), permits: Mutex::new(permits) });
+    let store = thread_store(Gated { disk: disk.clone(), permits: Mutex::new(permits) }, MemoryFloor::new());
     let mut logs = Vec::new();
     for group in 0..GROUPS {
         permit.send(()).unwrap();
@@ -78,7 +78,7 @@ async fn child_whose_disk_fails() {
     let disk = MemoryLog::new();
     // Commit 0 makes the replica the owner.
     disk.set_hook(|number, _| if number == 3 { CommitFault::Error } else { CommitFault::None });
-    let store = thread_store(disk);
+    let store = thread_store(disk, MemoryFloor::new());
     let mut log = store.open_group(GROUP, REPLICA).await.unwrap();
     for at in 0..10 {
         append_durably(&mut log, [plain(at)]).await;
@@ -119,13 +119,12 @@ fn an_engine_can_be_shared() {
 mod system_calls {
     use std::fs;
 
-    use quorate_raft::rocks::RocksLog;
-
     use super::*;
-    use crate::support::{NO_STRACE, traced_child};
+    use crate::support::{NO_STRACE, durable_store, traced_child};
 
     const ROUNDS: &str = "rounds";
     const COMMITS: &str = "commits";
+    const FLOORS: &str = "floors";
     const IN_FLIGHT: usize = 8;
 
     /// Appends in rounds, as many as the file `rounds` says, and writes how many commits that took.
@@ -134,7 +133,7 @@ mod system_calls {
         let Some(work) = child_work() else { return };
         let work = Path::new(&work);
         let rounds: u64 = fs::read_to_string(work.join(ROUNDS)).unwrap().parse().unwrap();
-        let store = thread_store(RocksLog::open(&work.join("log")).unwrap());
+        let store = durable_store(work);
         let mut log = store.open_group(GROUP, REPLICA).await.unwrap();
         let mut next = 0;
         for _ in 0..rounds {
@@ -149,11 +148,12 @@ mod system_calls {
             println!("\nacknowledged {next}");
         }
         fs::write(work.join(COMMITS), store.metrics().commits().to_string()).unwrap();
+        fs::write(work.join(FLOORS), store.metrics().floor_writes().to_string()).unwrap();
         store.shutdown().await;
     }
 
-    /// fsync and fdatasync calls, and commits, of a child that appends so many rounds.
-    fn count(rounds: u64) -> (u64, u64) {
+    /// fsync and fdatasync calls, commits, and writes of the floor, of a child that appends so many rounds.
+    fn count(rounds: u64) -> (u64, u64, u64) {
         let dir = tempfile::tempdir().unwrap();
         let summary = dir.path().join("calls");
         fs::write(dir.path().join(ROUNDS), rounds.to_string()).unwrap();
@@ -161,8 +161,8 @@ mod system_calls {
         let test = "fsync::system_calls::child_that_is_counted";
         let output = traced_child(test, dir.path(), &options).output().expect(NO_STRACE);
         assert!(output.status.success(), "{NO_STRACE}: {}", String::from_utf8_lossy(&output.stderr));
-        let commits = fs::read_to_string(dir.path().join(COMMITS)).unwrap().parse().unwrap();
-        (calls(&fs::read_to_string(summary).expect(NO_STRACE)), commits)
+        let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap().parse().unwrap();
+        (calls(&fs::read_to_string(summary).expect(NO_STRACE)), read(COMMITS), read(FLOORS))
     }
 
     /// Adds up the column of calls in a summary of strace.
@@ -173,11 +173,12 @@ mod system_calls {
     }
 
     #[test]
-    fn every_batch_is_one_fsync_at_the_system_call() {
-        let (idle_calls, idle_commits) = count(0);
+    fn every_batch_is_one_fsync_of_the_log_and_one_of_the_floor() {
+        let (idle_calls, idle_commits, idle_floors) = count(0);
         assert!(idle_calls > 0, "strace saw no fsync at all. {NO_STRACE}");
-        let (calls, commits) = count(200);
-        assert_eq!(calls - idle_calls, commits - idle_commits, "fsyncs and batches differ");
+        let (calls, commits, floors) = count(200);
+        assert_eq!(floors - idle_floors, commits - idle_commits, "writes of the floor and batches differ");
+        assert_eq!(calls - idle_calls, 2 * (commits - idle_commits), "fsyncs and batches differ");
         assert!(commits - idle_commits >= 200, "each round waits for its own batch");
         assert!(commits - idle_commits <= 200 * IN_FLIGHT as u64 / 2, "appends in flight share batches");
     }

@@ -3,8 +3,11 @@
 
 mod crash;
 mod damage;
+mod destroy;
+mod floor;
 mod fsync;
 mod model;
+mod rot;
 mod space;
 mod states;
 mod suite;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use openraft::storage::{RaftLogReader, RaftLogStorage};
 use proptest::prelude::*;
-use quorate_raft::LogEngine;
 use quorate_raft::log::{GroupLog, LogConfig, LogStore, TaskHooks, WriterMode};
-use quorate_raft::memory::MemoryLog;
+use quorate_raft::memory::{MemoryFloor, MemoryLog};
 use quorate_raft::types::{Entry, LeaderId, LogId, Vote};
+use quorate_raft::{FloorFile, LogEngine};
 
 use crate::support::{GROUP, REPLICA, append, entry};
 
@@ -71,6 +71,7 @@ impl Model {
 
 struct Run {
     engine: Arc<dyn LogEngine>,
+    floor: Arc<dyn FloorFile>,
     tail_bytes: usize,
     store: LogStore,
     log: Option<GroupLog>,
@@ -78,15 +79,15 @@ struct Run {
 }
 
 impl Run {
-    async fn new(engine: Arc<dyn LogEngine>, tail_bytes: usize) -> Run {
-        let store = Self::store(&engine, tail_bytes);
+    async fn new(engine: Arc<dyn LogEngine>, floor: Arc<dyn FloorFile>, tail_bytes: usize) -> Run {
+        let store = Self::store(&engine, &floor, tail_bytes);
         let log = Some(store.open_group(GROUP, REPLICA).await.unwrap());
-        Run { engine, tail_bytes, store, log, model: Model::default() }
+        Run { engine, floor, tail_bytes, store, log, model: Model::default() }
     }
 
-    fn store(engine: &Arc<dyn LogEngine>, tail_bytes: usize) -> LogStore {
-        let config = LogConfig { tail_bytes, read_bytes: 300 };
-        LogStore::open(engine.clone(), WriterMode::Task(TaskHooks::instant()), config).unwrap()
+    fn store(engine: &Arc<dyn LogEngine>, floor: &Arc<dyn FloorFile>, tail_bytes: usize) -> LogStore {
+        let config = LogConfig { tail_bytes, read_bytes: 300, ..LogConfig::default() };
+        LogStore::open(engine.clone(), floor.clone(), WriterMode::Task(TaskHooks::instant()), config).unwrap()
     }
 
     fn log(&mut self) -> &mut GroupLog {
@@ -126,7 +127,7 @@ impl Run {
             Step::Reopen => {
                 self.log = None;
                 self.store.shutdown().await;
-                self.store = Self::store(&self.engine, self.tail_bytes);
+                self.store = Self::store(&self.engine, &self.floor, self.tail_bytes);
                 self.log = Some(self.store.open_group(GROUP, REPLICA).await.unwrap());
             }
             Step::Read { from, count } => self.read(*from, *count).await,
@@ -157,10 +158,10 @@ impl Run {
     }
 }
 
-fn check(engine: Arc<dyn LogEngine>, tail_bytes: usize, steps: &[Step]) {
+fn check(engine: Arc<dyn LogEngine>, floor: Arc<dyn FloorFile>, tail_bytes: usize, steps: &[Step]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
-        let mut run = Run::new(engine, tail_bytes).await;
+        let mut run = Run::new(engine, floor, tail_bytes).await;
         for step in steps {
             run.step(step).await;
         }
@@ -174,7 +175,7 @@ proptest! {
 
     #[test]
     fn the_log_in_memory_does_what_the_model_does(steps in steps(), tail_bytes in prop_oneof![Just(0), 0usize..2000]) {
-        check(Arc::new(MemoryLog::new()), tail_bytes, &steps);
+        check(Arc::new(MemoryLog::new()), Arc::new(MemoryFloor::new()), tail_bytes, &steps);
     }
 }
 
@@ -185,6 +186,8 @@ proptest! {
     #[test]
     fn the_log_on_rocksdb_does_what_the_model_does(steps in steps(), tail_bytes in prop_oneof![Just(0), 0usize..2000]) {
         let dir = tempfile::tempdir().unwrap();
-        check(Arc::new(quorate_raft::rocks::RocksLog::open(dir.path()).unwrap()), tail_bytes, &steps);
+        let engine = quorate_raft::rocks::RocksLog::open(&dir.path().join("log")).unwrap();
+        let floor = quorate_raft::log::FileFloor::open(&dir.path().join("floor")).unwrap();
+        check(Arc::new(engine), Arc::new(floor), tail_bytes, &steps);
     }
 }

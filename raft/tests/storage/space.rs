@@ -4,7 +4,8 @@
 use std::path::Path;
 
 use openraft::storage::RaftLogStorage;
-use quorate_raft::log::LogStore;
+use quorate_raft::log::{LogConfig, LogStore, WriterMode};
+use quorate_raft::memory::MemoryFloor;
 use quorate_raft::rocks::{RocksLog, RocksStates};
 use quorate_raft::types::log_id;
 use quorate_raft::{GroupId, RowBatch, StateStores};
@@ -22,9 +23,8 @@ async fn purged_entries_leave_the_disk() {
     const ENTRIES: u64 = 160;
     let dir = tempfile::tempdir().unwrap();
     let engine = Arc::new(RocksLog::open(dir.path()).unwrap());
-    let store =
-        LogStore::open(engine.clone(), quorate_raft::log::WriterMode::Thread, quorate_raft::log::LogConfig::default())
-            .unwrap();
+    let floor = Arc::new(MemoryFloor::new());
+    let store = LogStore::open(engine.clone(), floor, WriterMode::Thread, LogConfig::default()).unwrap();
     let mut log = store.open_group(GROUP, REPLICA).await.unwrap();
     let payload = vec![1; MIB];
     for at in (0..ENTRIES).step_by(8) {
@@ -56,7 +56,7 @@ fn resident_kib() -> u64 {
 async fn child_that_idles() {
     let Some(work) = child_work() else { return };
     let work = Path::new(&work);
-    let store = crate::support::thread_store(RocksLog::open(&work.join("log")).unwrap());
+    let store = crate::support::durable_store(work);
     let states = RocksStates::open(&work.join("state")).unwrap();
     let mut open = Vec::new();
     for group in 0..9 {

@@ -10,10 +10,9 @@ use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{OptionalSend, StorageError};
 use quorate_raft::Reply;
 use quorate_raft::log::{GroupLog, LogStore};
-use quorate_raft::memory::MemoryLog;
 use quorate_raft::types::{LogId, Member, StoredMembership, TC};
 
-use crate::support::{GROUP, REPLICA, task_store};
+use crate::support::{Disk, GROUP, REPLICA, task_store};
 
 type SnapshotMeta = openraft::SnapshotMeta<quorate_raft::types::LeaderId, u64, Member>;
 type Snapshot = openraft::Snapshot<quorate_raft::types::LeaderId, u64, Member, Applied>;
@@ -88,7 +87,7 @@ struct InMemory;
 
 impl StoreBuilder<TC, GroupLog, Counter, LogStore> for InMemory {
     async fn build(&self) -> Result<(LogStore, GroupLog, Counter), StorageError<TC>> {
-        let store = task_store(MemoryLog::new());
+        let store = task_store(&Disk::new());
         let log = store.open_group(GROUP, REPLICA).await.unwrap();
         Ok((store, log, Counter::default()))
     }
@@ -101,7 +100,7 @@ async fn the_log_in_memory_passes_the_suite_of_openraft() {
 
 #[cfg(feature = "rocksdb")]
 mod durable {
-    use quorate_raft::log::{LogConfig, WriterMode};
+    use quorate_raft::log::{FileFloor, LogConfig, WriterMode};
     use quorate_raft::rocks::RocksLog;
     use tempfile::TempDir;
 
@@ -115,9 +114,10 @@ mod durable {
     impl StoreBuilder<TC, GroupLog, Counter, (LogStore, TempDir)> for OnDisk {
         async fn build(&self) -> Result<((LogStore, TempDir), GroupLog, Counter), StorageError<TC>> {
             let dir = tempfile::tempdir().unwrap();
-            let engine = Arc::new(RocksLog::open(dir.path()).unwrap());
+            let engine = Arc::new(RocksLog::open(&dir.path().join("log")).unwrap());
+            let floor = Arc::new(FileFloor::open(&dir.path().join("floor")).unwrap());
             let config = LogConfig { tail_bytes: self.tail_bytes, ..LogConfig::default() };
-            let store = LogStore::open(engine, WriterMode::Thread, config).unwrap();
+            let store = LogStore::open(engine, floor, WriterMode::Thread, config).unwrap();
             let log = store.open_group(GROUP, REPLICA).await.unwrap();
             Ok(((store, dir), log, Counter::default()))
         }

@@ -10,8 +10,9 @@ use openraft::EntryPayload;
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
 use openraft::type_config::TypeConfigExt;
 use quorate_raft::log::{GroupLog, LogConfig, LogStore, TaskHooks, WriterMode};
+use quorate_raft::memory::{MemoryFloor, MemoryLog};
 use quorate_raft::types::{Entry, Proposal, TC, log_id};
-use quorate_raft::{GroupId, LogEngine};
+use quorate_raft::{FloorFile, GroupId, LogEngine};
 use tokio::sync::oneshot;
 
 pub(crate) const GROUP: GroupId = GroupId(1);
@@ -63,14 +64,52 @@ pub(crate) fn positions(entries: &[Entry]) -> Vec<u64> {
     entries.iter().map(|entry| entry.log_id.index).collect()
 }
 
+/// The disk of a node in memory.
+#[derive(Clone)]
+pub(crate) struct Disk {
+    pub(crate) log: MemoryLog,
+    pub(crate) floor: MemoryFloor,
+}
+
+impl Disk {
+    pub(crate) fn new() -> Disk {
+        Disk { log: MemoryLog::new(), floor: MemoryFloor::new() }
+    }
+
+    /// For the next life of the node.
+    pub(crate) fn crash(&self) -> Disk {
+        let disk = Disk { log: self.log.crash(), floor: self.floor.crash() };
+        disk.log.clear_hook();
+        disk.floor.clear_hook();
+        disk
+    }
+
+    /// What a crash now would leave.
+    pub(crate) fn image(&self) -> Disk {
+        Disk { log: self.log.image(), floor: self.floor.image() }
+    }
+
+    pub(crate) fn store(&self, hooks: TaskHooks) -> LogStore {
+        let (log, floor) = (Arc::new(self.log.clone()), Arc::new(self.floor.clone()));
+        LogStore::open(log, floor, WriterMode::Task(hooks), LogConfig::default()).unwrap()
+    }
+}
+
 /// A store whose writer is a task without latency.
-pub(crate) fn task_store(engine: impl LogEngine) -> LogStore {
-    LogStore::open(Arc::new(engine), WriterMode::Task(TaskHooks::instant()), LogConfig::default()).unwrap()
+pub(crate) fn task_store(disk: &Disk) -> LogStore {
+    disk.store(TaskHooks::instant())
 }
 
 /// A store whose writer is a thread, as in production.
-pub(crate) fn thread_store(engine: impl LogEngine) -> LogStore {
-    LogStore::open(Arc::new(engine), WriterMode::Thread, LogConfig::default()).unwrap()
+pub(crate) fn thread_store(engine: impl LogEngine, floor: impl FloorFile) -> LogStore {
+    LogStore::open(Arc::new(engine), Arc::new(floor), WriterMode::Thread, LogConfig::default()).unwrap()
+}
+
+/// A store on RocksDB and a real floor below a directory.
+#[cfg(feature = "rocksdb")]
+pub(crate) fn durable_store(dir: &Path) -> LogStore {
+    let floor = quorate_raft::log::FileFloor::open(&dir.join("floor")).unwrap();
+    thread_store(quorate_raft::rocks::RocksLog::open(&dir.join("log")).unwrap(), floor)
 }
 
 /// The directory to work in, if this process is the child that another test has started to run only this test.

@@ -109,7 +109,10 @@ impl Audit {
         for (task, id) in tasks.iter().zip(ids) {
             self.touched.push(*id);
             if self.not_done.contains(&task.payload) {
-                wrong.push(format!("{} is task {id}, and its enqueue was told to have failed", work::name(&task.payload)));
+                wrong.push(format!(
+                    "{} is task {id}, and its enqueue was told to have failed",
+                    work::name(&task.payload)
+                ));
             }
             if let Some(before) = self.payloads.insert(task.payload.clone(), *id) {
                 wrong.push(format!("{} is task {before} and task {id}", work::name(&task.payload)));
@@ -198,7 +201,9 @@ impl Audit {
 
     fn cancel(&mut self, id: TaskId, wrong: &mut Wrong) {
         self.touched.push(id);
-        let Some(task) = self.tasks.get_mut(&id) else { return wrong.push(format!("task {id} is cancelled and unknown")) };
+        let Some(task) = self.tasks.get_mut(&id) else {
+            return wrong.push(format!("task {id} is cancelled and unknown"));
+        };
         if let Some(end) = task.end {
             return wrong.push(format!("task {id} is cancelled after its end: it is {end}"));
         }

@@ -161,7 +161,12 @@ impl Nemesis {
             Kind::CrashAtCommit(at) => self.arm(world, node, at, kind.name()),
             Kind::CrashAtPoint => self.arm_point(world, node),
             Kind::DiskError => {
-                let armed = Armed { at: At::Any, spared: self.rng.random_range(0..20), fault: CommitFault::Error, name: kind.name() };
+                let armed = Armed {
+                    at: At::Any,
+                    spared: self.rng.random_range(0..20),
+                    fault: CommitFault::Error,
+                    name: kind.name(),
+                };
                 self.arm_with(world, node, armed)
             }
             Kind::FullDisk => {

@@ -77,6 +77,7 @@ async fn assemble(world: &Arc<World>, slot: &Arc<Slot>) -> anyhow::Result<Node> 
     raft.observer = Some(observer(world, slot));
     let seams = Seams {
         log: Arc::new(slot.log()),
+        floor: Arc::new(slot.floor()),
         states: Arc::new(slot.states()),
         connector: Arc::new(SimulatedTcp),
         writer: WriterMode::Task(hooks(world, slot)),

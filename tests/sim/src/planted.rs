@@ -128,8 +128,7 @@ pub(crate) fn hunt(campaign: &Campaign, names: &[&str], mut told: impl FnMut(&st
 
 /// `sound` remembers of seeds whether they are without a violation when nothing is planted.
 fn hunt_one(campaign: &Campaign, name: &str, sound: &mut BTreeMap<u64, bool>) -> Bug {
-    let mut bug =
-        Bug { name: name.to_owned(), caught: false, checker: None, seed: None, within: 0, violation: None };
+    let mut bug = Bug { name: name.to_owned(), caught: false, checker: None, seed: None, within: 0, violation: None };
     campaign.run(|report: Report| {
         bug.within += 1;
         let Some(violation) = report.violations.first().filter(|_| report.is_verdict()) else { return true };
@@ -164,12 +163,15 @@ const SPEAKERS: [(&str, &str); 5] = [
 
 /// The checker that speaks: a violation is `step N: CHECKER: what`, and the audit's is `step N: what`.
 fn checker_of(violation: &str) -> &str {
-    let said = violation.strip_prefix("step ").and_then(|rest| rest.split_once(": ")).map_or(violation, |(_, said)| said);
+    let said =
+        violation.strip_prefix("step ").and_then(|rest| rest.split_once(": ")).map_or(violation, |(_, said)| said);
     if let Some((_, checker)) = SPEAKERS.into_iter().find(|(phrase, _)| said.contains(phrase)) {
         return checker;
     }
     match said.split_once(": ") {
-        Some((checker, _)) if checker.len() < 30 && !checker.contains(|letter: char| letter.is_ascii_digit()) => checker,
+        Some((checker, _)) if checker.len() < 30 && !checker.contains(|letter: char| letter.is_ascii_digit()) => {
+            checker
+        }
         _ => "audit",
     }
 }

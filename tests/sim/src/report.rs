@@ -170,14 +170,8 @@ mod tests {
 
     #[test]
     fn a_run_under_any_floor_is_invalid() {
-        let floor = Report {
-            steps: 20_000,
-            commits: 400,
-            operations: 400,
-            elections: 5,
-            crashes: 4,
-            ..Report::default()
-        };
+        let floor =
+            Report { steps: 20_000, commits: 400, operations: 400, elections: 5, crashes: 4, ..Report::default() };
         assert!(floor.is_valid());
         for less in [
             Report { commits: 399, ..floor.clone() },

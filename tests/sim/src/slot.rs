@@ -9,7 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use quorate_node::Context;
 use quorate_node::cluster::hosting::Hosting;
-use quorate_raft::memory::{CommitFault, MemoryLog, MemoryStates};
+use quorate_raft::memory::{CommitFault, MemoryFloor, MemoryLog, MemoryStates};
 use quorate_raft::{Group, GroupId, LogChange, MarkKind, NodeId};
 use quorate_state::Position;
 use tokio::sync::watch;
@@ -45,7 +45,9 @@ impl At {
         changes.iter().any(|change| match self {
             At::Any => true,
             At::Vote => matches!(change, LogChange::Mark { kind: MarkKind::Vote, .. }),
-            At::Membership => quorate_raft::memory::view_change(change).is_some_and(|(_, record)| record.voters.is_some()),
+            At::Membership => {
+                quorate_raft::memory::view_change(change).is_some_and(|(_, record)| record.voters.is_some())
+            }
             At::Purge => matches!(change, LogChange::Purge { .. }),
             At::Truncate => matches!(change, LogChange::Truncate { .. }),
             At::Claim => {
@@ -113,7 +115,14 @@ impl Running {
 
 struct Store {
     log: MemoryLog,
+    floor: MemoryFloor,
     states: MemoryStates,
+}
+
+impl Store {
+    fn empty(dir: &Path) -> Store {
+        Store { log: MemoryLog::new(), floor: MemoryFloor::new(), states: MemoryStates::new(dir.join("states")) }
+    }
 }
 
 /// A place for a node.
@@ -153,7 +162,7 @@ impl Slot {
             node,
             clocks: HostClocks::new(ahead_us),
             wanted: AtomicBool::new(false),
-            store: Mutex::new(Store { log: MemoryLog::new(), states: MemoryStates::new(dir.join("states")) }),
+            store: Mutex::new(Store::empty(&dir)),
             dir,
             running: Mutex::new(None),
             left: AtomicBool::new(false),
@@ -185,6 +194,11 @@ impl Slot {
     /// The disk of the log, for the process that starts now.
     pub(crate) fn log(&self) -> MemoryLog {
         self.store.lock().log.clone()
+    }
+
+    /// The file of the floor, for the process that starts now.
+    pub(crate) fn floor(&self) -> MemoryFloor {
+        self.store.lock().floor.clone()
     }
 
     /// The disk of the states, for the process that starts now.
@@ -227,7 +241,7 @@ impl Slot {
             Some(group) => store.states.crash_flushed(group),
             None => store.states.crash(),
         };
-        *store = Store { log: store.log.crash(), states };
+        *store = Store { log: store.log.crash(), floor: store.floor.crash(), states };
         let mut mood = self.mood.lock();
         (mood.armed, mood.struck) = (None, None);
         *self.batches.lock() = Batches::default();
@@ -239,9 +253,9 @@ impl Slot {
         self.wanted.store(false, Ordering::Relaxed);
         self.left.store(false, Ordering::Relaxed);
         *self.id.lock() = None;
-        let log = MemoryLog::new();
-        self.prepare(&log);
-        *self.store.lock() = Store { log, states: MemoryStates::new(self.dir.join("states")) };
+        let store = Store::empty(&self.dir);
+        self.prepare(&store.log);
+        *self.store.lock() = store;
         // A directory that was never made is empty too; what cannot be deleted is found at the next start.
         let _ = std::fs::remove_dir_all(&self.dir);
     }
@@ -294,6 +308,7 @@ impl Slot {
         drop(failpoint);
         let store = self.store.lock();
         store.log.cut_off();
+        store.floor.crash();
         store.states.cut_off();
         self.died.store(true, Ordering::Relaxed);
         true

@@ -5,11 +5,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use quorate_client::ApiError;
 use quorate_client::v1::agents_service_client::AgentsServiceClient;
 use quorate_client::v1::work_request::Frame as Said;
 use quorate_client::v1::work_response::Frame as Told;
 use quorate_client::v1::{self, ErrorReason};
-use quorate_client::ApiError;
 use quorate_state::SessionId;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
@@ -189,11 +189,8 @@ impl Visit {
         loop {
             there = (there + 1 + self.world.choose(0..SLOTS as u64 - 1) as usize) % SLOTS;
             self.attachment += 1;
-            let resume = v1::ResumeSession {
-                session_id: self.session.0,
-                attachment: self.attachment,
-                holding: Vec::new(),
-            };
+            let resume =
+                v1::ResumeSession { session_id: self.session.0, attachment: self.attachment, holding: Vec::new() };
             match attach(there, Said::Resume(resume)).await {
                 Ok((stream, _)) => return Some((stream, there)),
                 Err(Refused::Over) => {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Control;
 use super::collections::CollectionState;
+use super::shards::ReplicaState;
 use super::tasks::Stage;
 use crate::{ReplicaId, SessionId, TaskId, Token};
 
@@ -89,8 +90,8 @@ impl Control {
             let mut nodes = BTreeSet::new();
             for replica in &shard.replicas {
                 note(replica.replica, wrong);
-                if !nodes.insert(replica.node) {
-                    wrong.push(format!("shard {} has two replicas on node {}", shard.shard, replica.node));
+                if replica.state != ReplicaState::Retiring && !nodes.insert(replica.node) {
+                    wrong.push(format!("shard {} keeps two replicas on node {}", shard.shard, replica.node));
                 }
                 if self.member(replica.node).is_none() {
                     wrong.push(format!("shard {} has a replica on node {}, no member", shard.shard, replica.node));

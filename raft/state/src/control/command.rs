@@ -173,6 +173,24 @@ pub enum Command {
         /// The session.
         session: SessionId,
     },
+    /// The replica is damaged: it is to go, and another one takes its place on the same node, as one that is joining.
+    /// Replies [`Reply::Replica`]; for a replica that was replaced already, with the one that has its place now.
+    ReplaceReplica {
+        /// The shard.
+        shard: ShardId,
+        /// The node that holds it.
+        node: NodeId,
+        /// The damaged replica.
+        replica: ReplicaId,
+    },
+    /// The node's replica of the control group is damaged: the node gets another one. Replies [`Reply::Member`]; for a
+    /// replica that was replaced already, with the one that has its place now.
+    ReplaceControlReplica {
+        /// The node.
+        node: NodeId,
+        /// The damaged replica.
+        replica: ReplicaId,
+    },
 }
 
 /// The answer to a command that was not refused.

@@ -33,7 +33,8 @@ pub struct ShardRecord {
     pub shard: ShardId,
     /// Whether its group has been initialised: then nobody may initialise it again.
     pub initialized: bool,
-    /// Its replicas, the oldest first; at most one on a node.
+    /// Its replicas, the oldest first. A node has at most one that is kept; beside it, or alone, there may be retiring ones: a
+    /// replica that was damaged is replaced on its node before its group has forgotten it.
     pub replicas: Vec<ReplicaRecord>,
 }
 
@@ -48,9 +49,20 @@ impl ShardRecord {
         self.replicas.iter().find(|held| held.replica == replica)
     }
 
-    /// The replica on this node.
+    /// The replica on this node: the one that is kept, else the newest of those that are to go.
     pub fn replica_on(&self, node: NodeId) -> Option<&ReplicaRecord> {
-        self.replicas.iter().find(|held| held.node == node)
+        let newest = || self.replicas.iter().rev().find(|held| held.node == node);
+        self.kept_on(node).or_else(newest)
+    }
+
+    /// The replica on this node that is not to go.
+    pub fn kept_on(&self, node: NodeId) -> Option<&ReplicaRecord> {
+        self.replicas.iter().find(|held| held.node == node && held.state != ReplicaState::Retiring)
+    }
+
+    /// Whether another replica than this one votes.
+    pub(super) fn votes_without(&self, replica: ReplicaId) -> bool {
+        self.replicas.iter().any(|held| held.replica != replica && held.state == ReplicaState::Voter)
     }
 
     pub(super) fn replica_mut(&mut self, replica: ReplicaId) -> Option<&mut ReplicaRecord> {

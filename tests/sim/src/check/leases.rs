@@ -79,10 +79,7 @@ impl Leases {
 
     fn others(&self, task: TaskId, token: Token) -> impl Iterator<Item = (Token, usize)> {
         let all = (task, Token::default())..=(task, Token { position: u64::MAX, ordinal: u32::MAX });
-        self.running
-            .range(all)
-            .map(|((_, other), holder)| (*other, *holder))
-            .filter(move |(other, _)| *other != token)
+        self.running.range(all).map(|((_, other), holder)| (*other, *holder)).filter(move |(other, _)| *other != token)
     }
 }
 

@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use quorate_raft::memory::RecordView;
 use quorate_raft::GroupId;
+use quorate_raft::memory::RecordView;
 
 use super::{Disks, Id, Voters, Wrong};
 
@@ -65,9 +65,8 @@ impl Logs {
         let first = (group, Id { position: 0, term: 0, leader: 0 });
         let end = (group, Id { position: below, term: 0, leader: 0 });
         let mut found = self.voters.range(first..end).rev();
-        let (_, voters) = found.find(|((_, id), _)| {
-            disks.record(node, group, id.position).is_some_and(|record| Id::of(&record) == *id)
-        })?;
+        let (_, voters) = found
+            .find(|((_, id), _)| disks.record(node, group, id.position).is_some_and(|record| Id::of(&record) == *id))?;
         Some(voters)
     }
 

@@ -78,13 +78,7 @@ impl Machines {
     }
 
     /// A replica applies an entry.
-    pub(crate) fn applying(
-        &mut self,
-        node: usize,
-        group: GroupId,
-        id: Id,
-        payload: Option<&[u8]>,
-    ) -> (Applied, Wrong) {
+    pub(crate) fn applying(&mut self, node: usize, group: GroupId, id: Id, payload: Option<&[u8]>) -> (Applied, Wrong) {
         let seen = Seen { id, payload: payload.map_or(0, |payload| Digest::of(payload).value()) };
         match self.entries.get(&(group, id.position)) {
             Some(before) if *before == seen => (Applied::Again, Wrong::new()),
@@ -108,7 +102,9 @@ impl Machines {
                 wrong.push(format!("group {group} goes from {before} to {id}"));
             }
             if id.lead() < before.lead() {
-                wrong.push(format!("election safety: {id} of group {group} follows {before}: a deposed leader committed"));
+                wrong.push(format!(
+                    "election safety: {id} of group {group} follows {before}: a deposed leader committed"
+                ));
             }
         }
         self.entries.insert((group, id.position), seen);

@@ -113,7 +113,8 @@ impl Points {
             wrong.push(format!("points: a value of {id} took effect twice, as version {before} and {version}"));
         }
         if self.not_done.contains(&point.payload) {
-            wrong.push(format!("points: a write of {id} that was told to have failed took effect as version {version}"));
+            wrong
+                .push(format!("points: a write of {id} that was told to have failed took effect as version {version}"));
         }
         self.change(&point.id, Some((*version, point.payload.clone())));
     }
@@ -135,7 +136,9 @@ impl Points {
             Some(found) => {
                 return vec![format!("points: {id} was acknowledged with version {version} and has {found}")];
             }
-            None => return vec![format!("points: version {version} of {id} was acknowledged and nobody has applied it")],
+            None => {
+                return vec![format!("points: version {version} of {id} was acknowledged and nobody has applied it")];
+            }
         }
         if let Some(moment) = self.moment_of(id, version) {
             let history = self.points.entry(id.to_owned()).or_default();
@@ -195,7 +198,9 @@ impl Points {
             None => {
                 let shown = shown.map(|(version, payload)| (*version, String::from_utf8_lossy(payload).into_owned()));
                 let now = history.now().map(|(version, _)| *version);
-                vec![format!("{what}: {id} was read as {shown:?}, which it was not since {least:?}; now it has {now:?}")]
+                vec![format!(
+                    "{what}: {id} was read as {shown:?}, which it was not since {least:?}; now it has {now:?}"
+                )]
             }
         }
     }
@@ -209,8 +214,7 @@ mod tests {
     const ID: &str = "a";
 
     fn put(value: &str, expected: Option<u64>) -> Command {
-        let point =
-            PointWrite { id: ID.to_owned(), vector: vec![], payload: value.as_bytes().to_vec(), expected };
+        let point = PointWrite { id: ID.to_owned(), vector: vec![], payload: value.as_bytes().to_vec(), expected };
         Command::Upsert { collection: CollectionId(1), generation: 1, points: vec![point] }
     }
 

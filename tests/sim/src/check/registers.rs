@@ -24,7 +24,9 @@ impl Action {
     /// What it makes of a register, if it can take effect on it.
     fn on(self, register: u64) -> Option<u64> {
         match self {
-            Action::Put { expected, version } => expected.is_none_or(|expected| expected == register).then_some(version),
+            Action::Put { expected, version } => {
+                expected.is_none_or(|expected| expected == register).then_some(version)
+            }
             Action::Conflict { expected, actual } => (register == actual && actual != expected).then_some(register),
             Action::Delete { existed } => (existed == (register != 0)).then_some(0),
             Action::Read { version } => (version == register).then_some(register),
@@ -177,10 +179,8 @@ mod tests {
             Action::Conflict { expected: 0, actual: 2 },
         ];
         let intervals = [(1, 2), (1, 4), (3, 4), (2, 3)];
-        let all: Vec<Operation> = actions
-            .iter()
-            .flat_map(|action| intervals.map(|(from, to)| operation(from, to, *action)))
-            .collect();
+        let all: Vec<Operation> =
+            actions.iter().flat_map(|action| intervals.map(|(from, to)| operation(from, to, *action))).collect();
         let mut found = [0, 0];
         for one in &all {
             for two in &all {

@@ -103,7 +103,9 @@ impl Sessions {
         self.told.retain(|session, _| !self.ended.contains_key(session));
         let late = self.told.iter().filter(|(_, told)| **told + FOLLOWS_MS < now_ms);
         let wrong = |(session, told): (&SessionId, &u64)| {
-            format!("sessions: the agent of session {session} was told at {told} ms that it is over, and no entry ends it")
+            format!(
+                "sessions: the agent of session {session} was told at {told} ms that it is over, and no entry ends it"
+            )
         };
         late.map(wrong).take(1).collect()
     }

@@ -1,0 +1,139 @@
+//! Checkers: what a history says about the promises.
+//!
+//! Each checker is a pure function of a history and gives a [`Verdict`]. A *violation* is something that no correct cluster
+//! could have done, whatever became of the operations whose outcome is unknown: it is certain. A reason to be *void* says that
+//! the run proves nothing, even if it looks well: a fault that did not bite, too little done, a history that is not well
+//! formed, a question that was left open. A harness failure is never a violation.
+//!
+//! | checker | promise |
+//! |---|---|
+//! | [`registers`] | memory points are linearizable, each by itself |
+//! | [`queue`] | a task that was acknowledged is not lost, runs, completes exactly once; children come with their parents |
+//! | [`leases`] | a task is held by one attempt at a time; an older token is refused; what was refused took no effect |
+//! | [`request_ids`] | a request that is repeated is answered the same and takes effect once |
+//! | [`searches`] | an acknowledged point is found, a deleted one is not, and an answer with missing shards says so |
+//! | [`hashes`] | all replicas of a group are equal at the same position |
+//! | [`availability`] | a connected majority writes soon after a fault, and all is equal soon after the last one |
+//! | [`bite`] | enough was done, and every nemesis that was asked for struck |
+//!
+//! Checkers compare places in the history and not times, except where a promise is about time.
+
+mod availability;
+mod bite;
+mod freshness;
+mod hashes;
+mod leases;
+mod queue;
+mod register;
+mod request_ids;
+mod verdict;
+
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    event::{Micros, Verdict},
+    history::{History, Span},
+};
+
+pub use verdict::Outcome;
+
+/// How much is asked of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rules {
+    /// The nemeses that were asked for: each must have struck once at least.
+    pub asked: Vec<String>,
+    /// The least number of operations a second that ended well.
+    pub floor: f64,
+    /// How soon after a fault a connected majority must write.
+    pub write_within: Micros,
+    /// How soon after the end of the last fault all replicas must be equal.
+    pub equal_within: Micros,
+    /// For how long nothing must have moved before an unfinished task is called stuck or lost.
+    pub drain: Micros,
+}
+
+impl Default for Rules {
+    fn default() -> Rules {
+        Rules { asked: Vec::new(), floor: 1.0, write_within: 2_000_000, equal_within: 5_000_000, drain: 30_000_000 }
+    }
+}
+
+/// Every promise about what was answered; none about time or effort. Which checkers have something to say follows from the
+/// operations that are in the history: the others count nothing and find nothing.
+pub fn all(history: &History) -> Verdict {
+    on_spans(history, |spans| {
+        registers_of(history, spans)
+            .merge(queue::judge(history, spans, Rules::default().drain))
+            .merge(leases::judge(spans))
+            .merge(request_ids::judge(spans))
+            .merge(freshness::judge(history, spans))
+            .merge(hashes::judge(history, spans))
+    })
+}
+
+/// Everything: [`all`], and what the rules ask of the run.
+pub fn run(history: &History, rules: &Rules) -> Verdict {
+    on_spans(history, |spans| {
+        registers_of(history, spans)
+            .merge(queue::judge(history, spans, rules.drain))
+            .merge(leases::judge(spans))
+            .merge(request_ids::judge(spans))
+            .merge(freshness::judge(history, spans))
+            .merge(hashes::judge(history, spans))
+            .merge(availability::judge(history, spans, rules))
+            .merge(bite::judge(history, rules))
+    })
+}
+
+/// Linearizability of registers, by key.
+pub fn registers(history: &History) -> Verdict {
+    on_spans(history, |spans| registers_of(history, spans))
+}
+
+/// The queue as a whole: nothing acknowledged lost, nothing from nowhere, completed exactly once, children with their parents.
+pub fn queue(history: &History) -> Verdict {
+    on_spans(history, |spans| queue::judge(history, spans, Rules::default().drain))
+}
+
+/// Leases and fencing.
+pub fn leases(history: &History) -> Verdict {
+    on_spans(history, leases::judge)
+}
+
+/// Requests that were sent again.
+pub fn request_ids(history: &History) -> Verdict {
+    on_spans(history, request_ids::judge)
+}
+
+/// Freshness of linearizable searches.
+pub fn searches(history: &History) -> Verdict {
+    on_spans(history, |spans| freshness::judge(history, spans))
+}
+
+/// Equal replicas.
+pub fn hashes(history: &History) -> Verdict {
+    on_spans(history, |spans| hashes::judge(history, spans))
+}
+
+/// Writes soon after a fault, equality soon after the last.
+pub fn availability(history: &History, rules: &Rules) -> Verdict {
+    on_spans(history, |spans| availability::judge(history, spans, rules))
+}
+
+/// Whether enough was done and every nemesis that was asked for struck.
+pub fn bite(history: &History, rules: &Rules) -> Verdict {
+    bite::judge(history, rules)
+}
+
+fn registers_of(history: &History, spans: &[Span<'_>]) -> Verdict {
+    register::judge(history, spans)
+}
+
+/// A history that is not well formed says nothing about the cluster.
+fn on_spans<'a>(history: &'a History, judge: impl FnOnce(&[Span<'a>]) -> Verdict) -> Verdict {
+    match history.spans() {
+        Ok(spans) => judge(&spans),
+        Err(error) => Verdict { void: vec![error.to_string()], ..Verdict::default() },
+    }
+}

@@ -1,0 +1,266 @@
+//! Packets between nodes lost, held back, brought out of order or doubled.
+//!
+//! netem is not on every machine, so packets that come in from other nodes go through a netfilter queue to a thread of ours
+//! in the node's namespace, which keeps each as long as it likes and lets it pass or drops it. The rule lets packets
+//! pass by themselves when nobody listens: a harness that dies disturbs nothing. Doubles are made by the kernel (target
+//! TEE), because a queue can hand a packet back once only.
+//!
+//! All of it happens below TCP. So the nodes see pauses, bursts and spurious retransmissions; no message arrives twice or
+//! out of order on a connection, as on a real network.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use nfq::{Message, Queue, Verdict};
+use nix::sched::{CloneFlags, setns};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::Cluster;
+use super::links::CHAIN;
+
+/// The queue's number within a node's namespace.
+const QUEUE: u16 = 7;
+/// How finely delays are kept.
+const GRAIN: Duration = Duration::from_millis(1);
+/// Packets that the kernel keeps for us at most; more are lost, as in a router.
+const MOST_QUEUED: u32 = 16_384;
+
+/// What is done to packets that come into a node from other nodes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Disturbance {
+    /// The part that is lost, 0 to 1.
+    pub loss: f64,
+    /// How long every packet is kept.
+    pub delay: Duration,
+    /// How much longer at most, each packet for itself. That brings them out of order.
+    pub jitter: Duration,
+}
+
+/// What was done so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Disturbed {
+    /// Packets that came.
+    pub seen: u64,
+    /// Packets that were dropped.
+    pub lost: u64,
+    /// Packets that were kept for a time.
+    pub held: u64,
+    /// Packets that left after one that had come later.
+    pub overtaken: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    seen: AtomicU64,
+    lost: AtomicU64,
+    held: AtomicU64,
+    overtaken: AtomicU64,
+}
+
+/// The thread that has a node's queue in its hands.
+#[derive(Debug)]
+pub(super) struct Disturber {
+    stop: Arc<AtomicBool>,
+    counts: Arc<Counts>,
+    thread: Option<JoinHandle<std::io::Result<()>>>,
+}
+
+impl Disturber {
+    /// Begins to listen in the namespace. Ready when it returns.
+    fn start(namespace: PathBuf, disturbance: Disturbance, seed: u64) -> Result<Disturber> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let counts = Arc::new(Counts::default());
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let (stopping, counting) = (Arc::clone(&stop), Arc::clone(&counts));
+        let thread = std::thread::Builder::new().name("packets".into()).spawn(move || {
+            // Only this thread moves into the namespace; the queue stays there as long as it is open.
+            let queue = File::open(&namespace)
+                .and_then(|file| Ok(setns(file, CloneFlags::CLONE_NEWNET)?))
+                .and_then(|()| open_queue());
+            match queue {
+                Ok(queue) => {
+                    let _ = ready.send(());
+                    disturb(queue, disturbance, seed, &stopping, &counting)
+                }
+                Err(error) => Err(error),
+            }
+        })?;
+        let mut disturber = Disturber { stop, counts, thread: Some(thread) };
+        match is_ready.recv() {
+            Ok(()) => Ok(disturber),
+            Err(_) => Err(disturber
+                .end()
+                .err()
+                .unwrap_or_else(|| anyhow!("it ended at once"))
+                .context("listening to a netfilter queue")),
+        }
+    }
+
+    fn disturbed(&self) -> Disturbed {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let counts = &self.counts;
+        Disturbed {
+            seen: read(&counts.seen),
+            lost: read(&counts.lost),
+            held: read(&counts.held),
+            overtaken: read(&counts.overtaken),
+        }
+    }
+
+    /// Lets go of all packets and ends.
+    fn end(&mut self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        match thread.join() {
+            Ok(ended) => Ok(ended?),
+            Err(_) => bail!("the thread that holds packets panicked"),
+        }
+    }
+}
+
+impl Drop for Disturber {
+    fn drop(&mut self) {
+        let _ = self.end();
+    }
+}
+
+fn open_queue() -> std::io::Result<Queue> {
+    let mut queue = Queue::open()?;
+    queue.bind(QUEUE)?;
+    // The packet itself stays in the kernel.
+    queue.set_copy_range(QUEUE, 0)?;
+    queue.set_queue_max_len(QUEUE, MOST_QUEUED)?;
+    queue.set_nonblocking(true);
+    Ok(queue)
+}
+
+/// A packet that is kept, ordered by when it may go and then by when it came.
+struct Kept {
+    until: Instant,
+    number: u64,
+    message: Message,
+}
+
+impl PartialEq for Kept {
+    fn eq(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+impl Eq for Kept {}
+impl PartialOrd for Kept {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Kept {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.until, self.number).cmp(&(other.until, other.number))
+    }
+}
+
+fn disturb(
+    mut queue: Queue,
+    wanted: Disturbance,
+    seed: u64,
+    stop: &AtomicBool,
+    counts: &Counts,
+) -> std::io::Result<()> {
+    let mut dice = StdRng::seed_from_u64(seed);
+    let mut kept = BinaryHeap::new();
+    let mut newest_gone = 0;
+    loop {
+        let stopping = stop.load(Ordering::Relaxed);
+        let idle = loop {
+            match queue.recv() {
+                Ok(mut message) => {
+                    let number = counts.seen.fetch_add(1, Ordering::Relaxed) + 1;
+                    if dice.random_bool(wanted.loss) {
+                        counts.lost.fetch_add(1, Ordering::Relaxed);
+                        message.set_verdict(Verdict::Drop);
+                        queue.verdict(message)?;
+                        continue;
+                    }
+                    let longer = wanted.delay + wanted.jitter.mul_f64(dice.random::<f64>());
+                    counts.held.fetch_add(u64::from(!longer.is_zero()), Ordering::Relaxed);
+                    kept.push(Reverse(Kept { until: Instant::now() + longer, number, message }));
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break true,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        };
+        let now = Instant::now();
+        while kept.peek().is_some_and(|Reverse(first): &Reverse<Kept>| stopping || first.until <= now) {
+            let Some(Reverse(Kept { number, message, .. })) = kept.pop() else { break };
+            counts.overtaken.fetch_add(u64::from(number < newest_gone), Ordering::Relaxed);
+            newest_gone = newest_gone.max(number);
+            queue.verdict(message)?;
+        }
+        if stopping {
+            return Ok(());
+        }
+        if idle {
+            std::thread::sleep(GRAIN);
+        }
+    }
+}
+
+impl Cluster {
+    /// Disturbs what comes into a node from the other nodes, until [`Cluster::let_pass`].
+    pub async fn disturb(&self, node: usize, wanted: Disturbance, seed: u64) -> Result<()> {
+        self.let_pass(node).await?;
+        let namespace = PathBuf::from("/run/netns").join(self.run.namespace(node));
+        let disturber = Disturber::start(namespace, wanted, seed)?;
+        self.node(node).disturber.lock().replace(disturber);
+        let rule = |source| format!("-A {CHAIN} -s {source} -j NFQUEUE --queue-num {QUEUE} --queue-bypass\n");
+        self.filter(node, "filter", &self.others(node).map(rule).collect::<String>()).await
+    }
+
+    /// What [`Cluster::disturb`] did at a node so far.
+    pub fn disturbed(&self, node: usize) -> Option<Disturbed> {
+        self.node(node).disturber.lock().as_ref().map(Disturber::disturbed)
+    }
+
+    /// Ends [`Cluster::disturb`]; what is held goes through at once.
+    pub async fn let_pass(&self, node: usize) -> Result<()> {
+        let Some(mut disturber) = self.node(node).disturber.lock().take() else { return Ok(()) };
+        let number = QUEUE.to_string();
+        let enter = self.enter(node);
+        let saved = super::tool::run_async(&[enter[0].as_str(), &enter[1], "iptables-save", "-t", "filter"]).await?;
+        let ours = saved.lines().filter(|line| line.contains("NFQUEUE") && line.split(' ').any(|word| word == number));
+        let rules: String = ours.filter_map(|line| Some(format!("-D {}\n", line.strip_prefix("-A ")?))).collect();
+        self.filter(node, "filter", &rules).await?;
+        tokio::task::spawn_blocking(move || disturber.end()).await?
+    }
+
+    /// Doubles a part (0 to 1) of what a node sends to the others, until [`Cluster::stop_doubling`].
+    pub async fn double(&self, node: usize, part: f64) -> Result<()> {
+        let rule =
+            |to| format!("-A {CHAIN} -d {to} -m statistic --mode random --probability {part} -j TEE --gateway {to}\n");
+        self.filter(node, "mangle", &self.others(node).map(rule).collect::<String>()).await
+    }
+
+    /// How many packets of a node were doubled since the last [`Cluster::double`].
+    pub async fn doubled(&self, node: usize) -> Result<u64> {
+        self.counted(node, "mangle", &["TEE"]).await
+    }
+
+    /// Ends [`Cluster::double`].
+    pub async fn stop_doubling(&self, node: usize) -> Result<()> {
+        self.filter(node, "mangle", &format!("-F {CHAIN}\n")).await.context("ending doubles")
+    }
+
+    fn others(&self, node: usize) -> impl Iterator<Item = std::net::Ipv4Addr> {
+        let run = self.run;
+        (0..self.size()).filter(move |other| *other != node).map(move |other| run.node_address(other))
+    }
+}

@@ -1,0 +1,150 @@
+//! `quorate-jepsen run`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use super::{Format, Usage, any_seed, beside, exit, runs_folder, table};
+use crate::nemesis::Pace;
+use crate::run::{self, RunConfig, RunReport};
+
+/// One workload under some nemeses.
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    /// What clients do: `quorate-jepsen list` names them.
+    #[arg(long)]
+    workload: String,
+    /// What breaks meanwhile, several at once if separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "none")]
+    nemesis: Vec<String>,
+    /// For how many seconds things break.
+    #[arg(long, default_value_t = 60.0)]
+    time_limit: f64,
+    /// What everything random follows from; absent: any.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Nodes of the cluster.
+    #[arg(long, default_value_t = 3)]
+    nodes: usize,
+    /// The program of the nodes; absent: `quorate` beside this program, or `quorate-planted` with --planted.
+    #[arg(long)]
+    binary: Option<PathBuf>,
+    /// A bug that the nodes are to have.
+    #[arg(long)]
+    planted: Option<String>,
+    /// Keeps the nodes' data too.
+    #[arg(long)]
+    keep: bool,
+    /// Operations a second that clients aim at.
+    #[arg(long, default_value_t = 150.0)]
+    rate: f64,
+    /// Operations a second that must end well, else nothing is proved.
+    #[arg(long, default_value_t = 5.0)]
+    floor: f64,
+    /// How long a fault lasts, in seconds: `FROM..TO`.
+    #[arg(long, value_parser = seconds_range)]
+    fault: Option<(f64, f64)>,
+    /// How long it is calm between faults, in seconds: `FROM..TO`.
+    #[arg(long, value_parser = seconds_range)]
+    calm: Option<(f64, f64)>,
+    /// Where to put the history, the plots and the logs.
+    #[arg(long)]
+    directory: Option<PathBuf>,
+    /// How the verdict is printed.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+    /// Further arguments of `quorate node start`, after `--`.
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
+fn seconds_range(text: &str) -> Result<(f64, f64), String> {
+    let parts = text.split_once("..").and_then(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)));
+    match parts {
+        Some((from, to)) if (0.0..=3_600.0).contains(&from) && (from..=3_600.0).contains(&to) => Ok((from, to)),
+        _ => Err(format!("{text:?} is no range of seconds: write it as 1..6")),
+    }
+}
+
+impl Run {
+    pub(super) async fn execute(self, interrupted: CancellationToken) -> Result<ExitCode> {
+        let output = self.output;
+        let config = self.config()?;
+        run::validate(&config).map_err(|error| Usage(format!("{error:#}")))?;
+        let report = Box::pin(run::run(&config, interrupted)).await?;
+        match output {
+            Format::Json => println!("{}", serde_json::to_string(&report)?),
+            Format::Table => print(&report),
+        }
+        Ok(exit(report.valid))
+    }
+
+    fn config(self) -> Result<RunConfig> {
+        if !(0.0..=100_000.0).contains(&self.time_limit) {
+            return Err(Usage("--time-limit is between 0 and 100000 seconds".into()).into());
+        }
+        let seed = self.seed.unwrap_or_else(any_seed);
+        let program = if self.planted.is_some() { "quorate-planted" } else { "quorate" };
+        let name = format!(
+            "{}-{}-{seed}-{}",
+            self.workload,
+            self.nemesis.join("+").replace([':', '/'], "_"),
+            std::process::id()
+        );
+        let range = |(from, to)| Duration::from_secs_f64(from)..=Duration::from_secs_f64(to);
+        let usual = Pace::default();
+        Ok(RunConfig {
+            workload: self.workload,
+            nemeses: self.nemesis,
+            time_limit: Duration::from_secs_f64(self.time_limit),
+            seed,
+            nodes: self.nodes,
+            binary: self.binary.map_or_else(|| beside(program), Ok)?,
+            planted: self.planted,
+            rate: self.rate,
+            floor: self.floor,
+            pace: Pace { fault: self.fault.map_or(usual.fault, range), calm: self.calm.map_or(usual.calm, range) },
+            directory: self.directory.unwrap_or_else(|| runs_folder().join(name)),
+            arguments: self.arguments,
+            keep: self.keep,
+        })
+    }
+}
+
+fn print(report: &RunReport) {
+    let mut rows = vec![
+        vec!["verdict".into(), report.words()],
+        vec!["workload".into(), report.workload.clone()],
+        vec!["operations".into(), format!("{} ({} ok) in {:.0} s", report.operations, report.ok, report.seconds)],
+    ];
+    for (nemesis, struck) in &report.faults {
+        let what = format!(
+            "{} installed, {} skipped, {} indeterminate",
+            struck.installed, struck.skipped, struck.indeterminate
+        );
+        rows.push(vec![nemesis.clone(), what]);
+    }
+    rows.extend(report.counts.iter().map(|(name, count)| vec![name.clone(), count.to_string()]));
+    rows.extend(report.violations.iter().map(|what| vec!["violation".into(), what.clone()]));
+    rows.extend(report.void.iter().map(|why| vec!["void".into(), why.clone()]));
+    rows.push(vec!["seed".into(), report.seed.to_string()]);
+    rows.push(vec!["directory".into(), report.directory.display().to_string()]);
+    table(&rows);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_of_seconds_has_two_ends_in_order() {
+        assert_eq!(seconds_range("1..2.5"), Ok((1.0, 2.5)));
+        for bad in ["", "1", "2..1", "a..b", "-1..2", "1..99999"] {
+            assert!(seconds_range(bad).is_err(), "{bad}");
+        }
+    }
+}

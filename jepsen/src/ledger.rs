@@ -1,0 +1,388 @@
+//! The ledger of the campaign: a line for each piece that ran, and what all of them come to.
+//!
+//! It is a Markdown table, because people read it, and it is only ever appended to. What a campaign still has to do, and
+//! every total that is told elsewhere, follows from its lines. A piece counts only if its verdict is `valid` (or `caught`,
+//! for a planted bug): what was void or violated stays in the ledger and has to be done again.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io::Write;
+use std::ops::Range;
+use std::path::Path;
+use std::str::FromStr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+
+use crate::run::RunReport;
+
+const HEAD: &str = "\
+# Ledger
+
+What `make campaign` ran, a line a piece, in the order in which the pieces ended. `quorate-jepsen ledger` adds it up.
+A piece names what of its kind it did: a range of items or seeds, a planted bug, or the nemeses of the chaos.
+
+| when (UTC) | kind | piece | seed | commit | seconds | operations | faults | verdict |
+|---|---|---|---|---|---|---|---|---|
+";
+
+/// What a piece belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// The 64 subsets of directed links of three nodes, under each of three leaders.
+    Links,
+    /// Power cuts of the whole cluster.
+    Power,
+    /// Damage to the files of one node.
+    Corruption,
+    /// All loads under overlapping faults.
+    Chaos,
+    /// Seeds of the simulation.
+    Sim,
+    /// Planted bugs that real processes must catch.
+    Planted,
+    /// Planted bugs that the simulation must catch.
+    SimPlanted,
+    /// Hours of load with a floor.
+    Soak,
+}
+
+impl Kind {
+    /// All kinds, in the order of the campaign.
+    pub const ALL: [Kind; 8] = [
+        Kind::Links,
+        Kind::Power,
+        Kind::Corruption,
+        Kind::Chaos,
+        Kind::Sim,
+        Kind::Planted,
+        Kind::SimPlanted,
+        Kind::Soak,
+    ];
+
+    /// Its name in the ledger.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Links => "links",
+            Kind::Power => "power",
+            Kind::Corruption => "corruption",
+            Kind::Chaos => "chaos",
+            Kind::Sim => "sim",
+            Kind::Planted => "planted",
+            Kind::SimPlanted => "sim-planted",
+            Kind::Soak => "soak",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Kind {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> Result<Kind> {
+        let found = Kind::ALL.into_iter().find(|kind| kind.name() == name);
+        found.with_context(|| format!("{name:?} is no kind of the campaign: {}", Kind::ALL.map(Kind::name).join(", ")))
+    }
+}
+
+/// A line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// When the piece ended, `YYYY-MM-DD HH:MM`.
+    pub when: String,
+    /// What it belongs to.
+    pub kind: Kind,
+    /// What of it: `0..24`, a name, ...
+    pub piece: String,
+    /// The seed, or the first one.
+    pub seed: u64,
+    /// The commit that was run, if it was told.
+    pub commit: String,
+    /// How long it took.
+    pub seconds: u64,
+    /// Operations that were checked.
+    pub operations: u64,
+    /// Faults that were seen to bite.
+    pub faults: u64,
+    /// `valid`, `caught`, or what else.
+    pub verdict: String,
+}
+
+impl Entry {
+    /// The line of a run that ended now.
+    #[must_use]
+    pub fn of(kind: Kind, piece: String, commit: &str, report: &RunReport) -> Entry {
+        Entry {
+            when: now(),
+            kind,
+            piece,
+            seed: report.seed,
+            commit: commit.to_owned(),
+            seconds: report.seconds as u64,
+            operations: report.operations,
+            faults: report.installed(),
+            verdict: report.words(),
+        }
+    }
+
+    /// Whether it counts.
+    #[must_use]
+    pub fn counts(&self) -> bool {
+        matches!(self.verdict.as_str(), "valid" | "caught")
+    }
+
+    /// The range of a piece that is one.
+    #[must_use]
+    pub fn range(&self) -> Option<Range<u64>> {
+        let (from, to) = self.piece.split_once("..")?;
+        Some(from.parse().ok()?..to.parse().ok()?)
+    }
+
+    fn line(&self) -> String {
+        // A bar or a line break would end the cell.
+        let clean = |text: &str| text.replace('|', "/").replace(['\n', '\r'], " ");
+        format!(
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
+            self.when,
+            self.kind,
+            clean(&self.piece),
+            self.seed,
+            clean(&self.commit),
+            self.seconds,
+            self.operations,
+            self.faults,
+            clean(&self.verdict)
+        )
+    }
+
+    fn parse(line: &str) -> Result<Entry> {
+        let cells: Vec<&str> = line.trim().trim_matches('|').split('|').map(str::trim).collect();
+        let [when, kind, piece, seed, commit, seconds, operations, faults, verdict] = cells[..] else {
+            bail!("it has {} cells, not 9", cells.len());
+        };
+        let number = |cell: &str| cell.parse::<u64>().with_context(|| format!("{cell:?} is no number"));
+        Ok(Entry {
+            when: when.to_owned(),
+            kind: kind.parse()?,
+            piece: piece.to_owned(),
+            seed: number(seed)?,
+            commit: commit.to_owned(),
+            seconds: number(seconds)?,
+            operations: number(operations)?,
+            faults: number(faults)?,
+            verdict: verdict.to_owned(),
+        })
+    }
+}
+
+/// All lines of a ledger.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ledger {
+    /// In the order in which they were written.
+    pub entries: Vec<Entry>,
+}
+
+/// What the lines of one kind come to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Total {
+    /// Lines.
+    pub pieces: u64,
+    /// Lines that count.
+    pub counted: u64,
+    /// Of those that count: how long they took.
+    pub seconds: u64,
+    /// Operations that were checked.
+    pub operations: u64,
+    /// Faults that bit.
+    pub faults: u64,
+    /// Different items of their ranges, or different names.
+    pub items: u64,
+    /// Lines with violations, or planted bugs that were missed.
+    pub violated: u64,
+}
+
+impl Ledger {
+    /// Reads a ledger; a file that is not there is an empty one.
+    ///
+    /// # Errors
+    /// If a line of the table cannot be understood: the file was edited by hand, and must be mended by hand.
+    pub fn read(path: &Path) -> Result<Ledger> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Ledger::parse(&text).with_context(|| format!("reading {}", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Ledger::default()),
+            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Ledger> {
+        let rows = text.lines().enumerate().filter(|(_, line)| line.starts_with('|')).skip(2);
+        let entries = rows
+            .map(|(number, line)| Entry::parse(line).with_context(|| format!("line {}", number + 1)))
+            .collect::<Result<_>>()?;
+        Ok(Ledger { entries })
+    }
+
+    /// Appends a line to the file, which is made if it is not there.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn append(path: &Path, entry: &Entry) -> Result<()> {
+        let mut file = fs_err::OpenOptions::new().create(true).append(true).open(path)?;
+        let head = if file.metadata()?.len() == 0 { HEAD } else { "" };
+        // One write, so that two campaigns never mix their lines.
+        file.write_all(format!("{head}{}", entry.line()).as_bytes())?;
+        Ok(())
+    }
+
+    /// The items that are done of a kind whose pieces are ranges.
+    #[must_use]
+    pub fn done(&self, kind: Kind) -> BTreeSet<u64> {
+        let counted = self.entries.iter().filter(|entry| entry.kind == kind && entry.counts());
+        counted.filter_map(Entry::range).flatten().collect()
+    }
+
+    /// The names that are done of a kind whose pieces are names.
+    #[must_use]
+    pub fn names(&self, kind: Kind) -> BTreeSet<&str> {
+        let counted = self.entries.iter().filter(|entry| entry.kind == kind && entry.counts());
+        counted.map(|entry| entry.piece.as_str()).collect()
+    }
+
+    /// What the lines of a kind come to.
+    #[must_use]
+    pub fn total(&self, kind: Kind) -> Total {
+        let mut total = Total::default();
+        for entry in self.entries.iter().filter(|entry| entry.kind == kind) {
+            total.pieces += 1;
+            total.violated += u64::from(entry.verdict == "missed" || entry.verdict.contains("violations"));
+            if entry.counts() {
+                total.counted += 1;
+                total.seconds += entry.seconds;
+                total.operations += entry.operations;
+                total.faults += entry.faults;
+            }
+        }
+        let ranges = self.done(kind).len() as u64;
+        total.items = if ranges > 0 { ranges } else { self.names(kind).len() as u64 };
+        total
+    }
+}
+
+/// The first gap of what is done, at most `most` long, below `end`; `None` if there is none.
+#[must_use]
+pub fn gap(done: &BTreeSet<u64>, end: u64, most: u64) -> Option<Range<u64>> {
+    let from = (0..end).find(|item| !done.contains(item))?;
+    let to = (from..end).take(usize::try_from(most).unwrap_or(usize::MAX)).find(|item| done.contains(item));
+    Some(from..to.unwrap_or((from + most).min(end)))
+}
+
+/// The time now, `YYYY-MM-DD HH:MM`, in UTC.
+#[must_use]
+pub fn now() -> String {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    date(seconds)
+}
+
+/// Days are counted from March, so that the leap day is the last of its year.
+fn date(seconds: u64) -> String {
+    let (days, rest) = (seconds / 86_400 + 719_468, seconds % 86_400);
+    let era = days / 146_097;
+    let day_of_era = days % 146_097;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}", rest / 3_600, rest % 3_600 / 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(kind: Kind, piece: &str, verdict: &str) -> Entry {
+        Entry {
+            when: "2026-01-02 03:04".into(),
+            kind,
+            piece: piece.into(),
+            seed: 9,
+            commit: "abc1234".into(),
+            seconds: 60,
+            operations: 1_000,
+            faults: 20,
+            verdict: verdict.into(),
+        }
+    }
+
+    #[test]
+    fn what_was_appended_is_read_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("LEDGER.md");
+        assert_eq!(Ledger::read(&path).expect("none is empty"), Ledger::default());
+        let entries = [entry(Kind::Links, "0..24", "valid"), entry(Kind::Planted, "stale-read", "caught")];
+        for entry in &entries {
+            Ledger::append(&path, entry).expect("writable");
+        }
+        assert_eq!(Ledger::read(&path).expect("readable").entries, entries);
+    }
+
+    #[test]
+    fn a_bar_in_a_cell_does_not_break_the_table() {
+        let odd = entry(Kind::Chaos, "a|b", "2 violations: x|\ny");
+        let read = Entry::parse(&odd.line()).expect("readable");
+        assert_eq!((read.piece.as_str(), read.verdict.as_str()), ("a/b", "2 violations: x/ y"));
+    }
+
+    #[test]
+    fn a_line_that_is_none_is_told_with_its_number() {
+        let error = Ledger::parse(&format!("{HEAD}| x | links |\n")).expect_err("two cells");
+        assert!(format!("{error:#}").contains("line 8: it has 2 cells"), "{error:#}");
+        let error =
+            Ledger::parse(&format!("{HEAD}{}", entry(Kind::Sim, "0..1", "valid").line().replace("| 9 |", "| z |")));
+        assert!(format!("{:#}", error.expect_err("no number")).contains("\"z\" is no number"));
+    }
+
+    #[test]
+    fn only_what_is_valid_counts() {
+        let ledger = Ledger {
+            entries: vec![
+                entry(Kind::Links, "0..24", "valid"),
+                entry(Kind::Links, "24..48", "void: it was interrupted"),
+                entry(Kind::Links, "20..30", "valid"),
+                entry(Kind::Links, "48..50", "1 violations: lost"),
+                entry(Kind::Planted, "stale-read", "caught"),
+                entry(Kind::Planted, "stale-token", "missed"),
+            ],
+        };
+        assert_eq!(ledger.done(Kind::Links), (0..30).collect());
+        let total = ledger.total(Kind::Links);
+        assert_eq!((total.pieces, total.counted, total.items, total.operations, total.violated), (4, 2, 30, 2_000, 1));
+        assert_eq!(ledger.names(Kind::Planted), BTreeSet::from(["stale-read"]));
+        assert_eq!((ledger.total(Kind::Planted).items, ledger.total(Kind::Planted).violated), (1, 1));
+        assert_eq!(ledger.total(Kind::Soak), Total::default());
+    }
+
+    #[test]
+    fn the_next_piece_is_the_first_gap() {
+        assert_eq!(gap(&BTreeSet::new(), 10, 4), Some(0..4));
+        assert_eq!(gap(&(0..4).collect(), 10, 4), Some(4..8));
+        assert_eq!(gap(&[0, 1, 3].into(), 10, 4), Some(2..3));
+        assert_eq!(gap(&(0..9).collect(), 10, 4), Some(9..10));
+        assert_eq!(gap(&(0..10).collect(), 10, 4), None);
+    }
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        assert_eq!(date(0), "1970-01-01 00:00");
+        assert_eq!(date(951_782_400), "2000-02-29 00:00");
+        assert_eq!(date(1_735_689_599), "2024-12-31 23:59");
+        assert_eq!(date(1_772_323_200), "2026-03-01 00:00");
+    }
+}

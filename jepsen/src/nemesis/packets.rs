@@ -1,0 +1,106 @@
+//! Packets lost, late, out of order and doubled.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use async_trait::async_trait;
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use super::{NemesisContext, Strike, one_of};
+use crate::cluster::{Disturbance, Mark};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wrong {
+    Loss,
+    Delay,
+    Reorder,
+    Duplicate,
+}
+
+/// One thing that happens to packets to one node, or to all.
+pub(super) struct PacketFault {
+    name: &'static str,
+    wrong: Wrong,
+}
+
+impl PacketFault {
+    pub(super) fn named(name: &str) -> Option<Box<dyn Strike>> {
+        let (name, wrong) = match name {
+            "loss" => ("loss", Wrong::Loss),
+            "delay" => ("delay", Wrong::Delay),
+            "reorder" => ("reorder", Wrong::Reorder),
+            "duplicate" => ("duplicate", Wrong::Duplicate),
+            _ => return None,
+        };
+        Some(Box::new(PacketFault { name, wrong }))
+    }
+}
+
+#[async_trait]
+impl Strike for PacketFault {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    async fn strike(&mut self, ctx: &NemesisContext, dice: &mut StdRng, length: Duration) -> Result<()> {
+        let Some(_hold) = ctx.hold(&[Mark::Packets]).await else {
+            ctx.skip(self.name, self.name, "packets are disturbed already");
+            return Ok(());
+        };
+        let members = ctx.cluster.members();
+        let nodes = if dice.random_bool(0.5) { members } else { vec![one_of(&members, dice)] };
+        let open = ctx.begin(self.name, self.name);
+        if self.wrong == Wrong::Duplicate {
+            let part = dice.random_range(0.05..0.5);
+            for node in &nodes {
+                ctx.cluster.double(*node, part).await?;
+            }
+            ctx.wait(length).await;
+            let mut doubled = 0;
+            for node in &nodes {
+                doubled += ctx.cluster.doubled(*node).await?;
+                ctx.cluster.stop_doubling(*node).await?;
+            }
+            open.end_seen(doubled > 0, format!("from nodes {nodes:?}: {doubled} packets doubled"));
+            return Ok(());
+        }
+        let wanted = disturbance(self.wrong, dice);
+        for node in &nodes {
+            ctx.cluster.disturb(*node, wanted, dice.random()).await?;
+        }
+        ctx.wait(length).await;
+        let (mut bit, mut details) = (true, Vec::new());
+        for node in &nodes {
+            let done = ctx.cluster.disturbed(*node).unwrap_or_default();
+            ctx.cluster.let_pass(*node).await?;
+            bit &= match self.wrong {
+                Wrong::Loss => done.lost > 0,
+                Wrong::Reorder => done.overtaken > 0,
+                Wrong::Delay | Wrong::Duplicate => done.held > 0,
+            };
+            details.push(format!(
+                "node {node}: of {} packets {} lost, {} held, {} overtaken",
+                done.seen, done.lost, done.held, done.overtaken
+            ));
+        }
+        let Disturbance { loss, delay, jitter } = wanted;
+        open.end_seen(bit, format!("loss {loss:.2}, delay {delay:?}, jitter {jitter:?}; {}", details.join("; ")));
+        Ok(())
+    }
+}
+
+fn disturbance(wrong: Wrong, dice: &mut StdRng) -> Disturbance {
+    let nothing = Disturbance { loss: 0.0, delay: Duration::ZERO, jitter: Duration::ZERO };
+    match wrong {
+        Wrong::Loss => Disturbance { loss: dice.random_range(0.01..0.3), ..nothing },
+        Wrong::Delay => Disturbance {
+            delay: Duration::from_millis(dice.random_range(5..=300)),
+            jitter: Duration::from_millis(dice.random_range(0..=20)),
+            ..nothing
+        },
+        Wrong::Reorder | Wrong::Duplicate => {
+            Disturbance { jitter: Duration::from_millis(dice.random_range(5..=50)), ..nothing }
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Processes killed, stopped and restarted.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use async_trait::async_trait;
+use futures::future::{join_all, try_join_all};
+use rand::Rng;
+use rand::rngs::StdRng;
+use tokio::time::Instant;
+
+use super::{NemesisContext, Strike};
+use crate::cluster::{Hold, Mark};
+
+/// How long a cluster may take to be well between two nodes of a rolling restart, before the next is restarted anyway.
+const ROLLED: Duration = Duration::from_secs(30);
+
+/// Whom a fault takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whom {
+    One,
+    Leader,
+    Majority,
+    All,
+}
+
+impl Whom {
+    /// Holds them; `Err` says why there are none.
+    pub(super) async fn hold(
+        self,
+        ctx: &NemesisContext,
+        dice: &mut StdRng,
+    ) -> Result<(Vec<usize>, Vec<Hold>), &'static str> {
+        match self {
+            Whom::One => {
+                let (node, hold) = ctx.pick_one(dice).ok_or("every node is held or down")?;
+                Ok((vec![node], vec![hold]))
+            }
+            Whom::Leader => {
+                let (node, hold) = ctx.pick_leader().await.ok_or("nobody leads, or another fault holds the leader")?;
+                Ok((vec![node], vec![hold]))
+            }
+            Whom::Majority => {
+                let wanted = ctx.cluster.members().len() / 2 + 1;
+                let (nodes, holds) = ctx.pick(dice, wanted);
+                if nodes.len() < wanted { Err("too many nodes are held or down") } else { Ok((nodes, holds)) }
+            }
+            Whom::All => {
+                let nodes: Vec<_> = ctx.cluster.members();
+                let marks: Vec<_> = nodes.iter().map(|node| Mark::Node(*node)).collect();
+                let hold = ctx.hold(&marks).await.ok_or("another fault holds a node")?;
+                if nodes.iter().all(|node| ctx.cluster.is_running(*node)) {
+                    Ok((nodes, vec![hold]))
+                } else {
+                    Err("a node is down")
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn named(name: &str) -> Option<Box<dyn Strike>> {
+    match name {
+        "kill" => Some(Box::new(Kill { name: "kill", whom: Whom::One })),
+        "kill-leader" => Some(Box::new(Kill { name: "kill-leader", whom: Whom::Leader })),
+        "kill-all" => Some(Box::new(Kill { name: "kill-all", whom: Whom::All })),
+        "pause" => Some(Box::new(Pause { name: "pause", whom: Whom::One })),
+        "pause-leader" => Some(Box::new(Pause { name: "pause-leader", whom: Whom::Leader })),
+        "pause-majority" => Some(Box::new(Pause { name: "pause-majority", whom: Whom::Majority })),
+        "restart-loop" => Some(Box::new(RestartLoop)),
+        "rolling-restart" => Some(Box::new(RollingRestart)),
+        _ => None,
+    }
+}
+
+pub(super) fn shown(nodes: &[usize]) -> String {
+    let numbers: Vec<_> = nodes.iter().map(usize::to_string).collect();
+    format!("node {}", numbers.join(", "))
+}
+
+struct Kill {
+    name: &'static str,
+    whom: Whom,
+}
+
+#[async_trait]
+impl Strike for Kill {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    async fn strike(&mut self, ctx: &NemesisContext, dice: &mut StdRng, length: Duration) -> Result<()> {
+        let (nodes, _holds) = match self.whom.hold(ctx, dice).await {
+            Ok(held) => held,
+            Err(why) => {
+                ctx.skip(self.name, self.name, why);
+                return Ok(());
+            }
+        };
+        let open = ctx.begin(self.name, self.name);
+        try_join_all(nodes.iter().map(|node| ctx.cluster.kill(*node))).await?;
+        let gone = nodes.iter().all(|node| !ctx.cluster.is_running(*node));
+        ctx.wait(length).await;
+        join_all(nodes.iter().map(|node| ctx.back(*node, self.name))).await;
+        open.end_seen(gone, shown(&nodes));
+        Ok(())
+    }
+}
+
+struct Pause {
+    name: &'static str,
+    whom: Whom,
+}
+
+#[async_trait]
+impl Strike for Pause {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    async fn strike(&mut self, ctx: &NemesisContext, dice: &mut StdRng, length: Duration) -> Result<()> {
+        let (nodes, _holds) = match self.whom.hold(ctx, dice).await {
+            Ok(held) => held,
+            Err(why) => {
+                ctx.skip(self.name, self.name, why);
+                return Ok(());
+            }
+        };
+        let open = ctx.begin(self.name, self.name);
+        let stopped = try_join_all(nodes.iter().map(|node| ctx.cluster.pause(*node))).await?;
+        ctx.wait(length).await;
+        for node in &nodes {
+            ctx.cluster.resume(*node);
+        }
+        open.end_seen(stopped.iter().all(|stopped| *stopped), format!("{}: all threads in state T", shown(&nodes)));
+        Ok(())
+    }
+}
+
+/// A node that is killed again and again, as soon as it serves or a little later.
+struct RestartLoop;
+
+#[async_trait]
+impl Strike for RestartLoop {
+    fn name(&self) -> &'static str {
+        "restart-loop"
+    }
+
+    async fn strike(&mut self, ctx: &NemesisContext, dice: &mut StdRng, length: Duration) -> Result<()> {
+        let Some((node, _hold)) = ctx.pick_one(dice) else {
+            ctx.skip("restart-loop", "restart-loop", "every node is held or down");
+            return Ok(());
+        };
+        let open = ctx.begin("restart-loop", "restart-loop");
+        let end = Instant::now() + length;
+        let mut kills = 0;
+        loop {
+            ctx.cluster.kill(node).await?;
+            kills += 1;
+            ctx.back(node, "a kill").await;
+            if Instant::now() >= end || !ctx.wait(Duration::from_millis(dice.random_range(0..600))).await {
+                break;
+            }
+        }
+        open.end_seen(true, format!("node {node}, killed {kills} times"));
+        Ok(())
+    }
+}
+
+/// Each member in turn is asked to stop and started again, as for an upgrade.
+struct RollingRestart;
+
+#[async_trait]
+impl Strike for RollingRestart {
+    fn name(&self) -> &'static str {
+        "rolling-restart"
+    }
+
+    async fn strike(&mut self, ctx: &NemesisContext, _dice: &mut StdRng, _length: Duration) -> Result<()> {
+        for node in ctx.cluster.members() {
+            let kind = "rolling-restart";
+            let Some(_hold) = ctx.hold(&[Mark::Node(node)]).await else {
+                ctx.skip(kind, kind, format!("another fault holds node {node}"));
+                continue;
+            };
+            if !ctx.cluster.is_running(node) {
+                ctx.skip(kind, kind, format!("node {node} is down"));
+                continue;
+            }
+            let open = ctx.begin(kind, kind);
+            let begun = Instant::now();
+            let ended = match ctx.cluster.stop_node(node).await {
+                Ok(ended) => ended,
+                Err(error) => {
+                    ctx.report.violation(format!("node {node} does not stop: {error:#}"));
+                    ctx.cluster.kill(node).await?;
+                    None
+                }
+            };
+            let stopped = begun.elapsed();
+            if let Some(status) = ended.filter(|status| !status.success()) {
+                ctx.report.violation(format!("node {node} ended with {status} when it was asked to stop"));
+            }
+            ctx.back(node, "a planned stop").await;
+            open.end_seen(ended.is_some(), format!("node {node} stopped in {} ms", stopped.as_millis()));
+            // Under other faults it may never be well; then the next is restarted all the same.
+            tokio::select! {
+                _ = ctx.cluster.wait_healthy(ROLLED) => {}
+                () = ctx.stop.cancelled() => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+}

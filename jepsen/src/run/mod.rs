@@ -1,0 +1,366 @@
+//! One run: a cluster, a load, faults, and the verdict.
+//!
+//! ```text
+//! start the cluster - prepare - load ............................................ final reads - hashes - stop - check
+//!                               calm - faults ........... heal - calm
+//! ```
+//!
+//! The load goes on a little after the last fault has ended, so that it shows how soon writes succeed again. A failure of
+//! the harness makes the run void and never a verdict on the cluster; what was recorded until then is judged all the same.
+
+mod hashes;
+mod report;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+pub use report::{RunReport, Struck, kinds, struck};
+
+#[cfg(test)]
+pub(crate) use report::tests::sample;
+
+use crate::check::{self, Outcome, Rules};
+use crate::cluster::{Cluster, ClusterConfig, DiskKind};
+use crate::event::{Fault, Micros, Phase, Verdict};
+use crate::history::{Dialect, History, Recorder};
+use crate::nemesis::{self, NemesisContext, Pace, Report};
+use crate::plot;
+use crate::workload::{self, Probe, WorkContext, Workload};
+
+/// The load runs alone for so long before the first fault, and after the last.
+const CALM: Duration = Duration::from_secs(2);
+/// How long a nemesis may take to end its faults.
+const NEMESIS_ENDS: Duration = Duration::from_secs(120);
+/// How long clients may take to end their last operation.
+const LOAD_ENDS: Duration = Duration::from_secs(60);
+/// How long the cluster may take to be healthy after all faults have ended.
+const HEALTHY: Duration = Duration::from_secs(120);
+/// How long the final reads may take.
+const FINAL: Duration = Duration::from_secs(180);
+/// The size of a node's disk where it is a loop device.
+const DISK_MIB: u64 = 768;
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct RunConfig {
+    /// A name of [`workload::NAMES`].
+    pub workload: String,
+    /// Names of [`nemesis::NAMES`], perhaps with an argument; empty: no faults.
+    pub nemeses: Vec<String>,
+    /// How long faults go on.
+    pub time_limit: Duration,
+    /// What everything random follows from.
+    pub seed: u64,
+    /// How many nodes the cluster begins with.
+    pub nodes: usize,
+    /// The binary of the nodes.
+    pub binary: PathBuf,
+    /// A bug that the binary is to have; it must be one that has them.
+    pub planted: Option<String>,
+    /// Operations a second that the load aims at.
+    pub rate: f64,
+    /// Operations a second that must end well, else the run is void.
+    pub floor: f64,
+    /// How long faults last and how long it is calm between them.
+    pub pace: Pace,
+    /// Where to put the history, the plots and the logs. Made if it is not there.
+    pub directory: PathBuf,
+    /// Further arguments of `node start`.
+    pub arguments: Vec<String>,
+    /// Whether to keep the nodes' data beside the history.
+    pub keep: bool,
+}
+
+/// What went wrong beside the history.
+struct Watch {
+    recorder: Recorder,
+    seen: Mutex<Verdict>,
+}
+
+impl Report for Watch {
+    fn fault(&self, fault: Fault) {
+        tracing::info!(nemesis = fault.nemesis, kind = fault.kind, injection = ?fault.injection, detail = fault.detail, "fault");
+        self.recorder.fault(fault);
+    }
+
+    fn violation(&self, what: String) {
+        tracing::error!(what, "violation");
+        self.seen.lock().violations.push(what);
+    }
+}
+
+impl Watch {
+    fn void(&self, why: String) {
+        tracing::error!(why, "the run is void");
+        self.seen.lock().void.push(why);
+    }
+}
+
+/// What is known of a load beside its history.
+struct Attacked {
+    /// For how long it ran.
+    seconds: f64,
+    /// When clients and agents had ended.
+    at_rest: Micros,
+}
+
+/// Checks what can be checked before anything is started.
+///
+/// # Errors
+/// If a name is not known or a number is out of its range.
+pub fn validate(config: &RunConfig) -> Result<()> {
+    ensure!(
+        workload::by_name(&config.workload).is_some(),
+        "{:?} is no workload: `quorate-jepsen list` names them",
+        config.workload
+    );
+    for name in &config.nemeses {
+        ensure!(
+            nemesis::by_name(name, config.seed).is_some(),
+            "{name:?} is no nemesis: `quorate-jepsen list` names them"
+        );
+        let least = nemesis::needs(name).map_or(1, |needs| needs.nodes);
+        ensure!(config.nodes >= least, "the nemesis {name} needs at least {least} nodes: give --nodes {least}");
+    }
+    ensure!((1..=9).contains(&config.nodes), "--nodes is between 1 and 9");
+    ensure!(config.rate > 0.0, "--rate is more than 0");
+    ensure!(config.binary.is_file(), "{} is no binary: give --binary", config.binary.display());
+    Ok(())
+}
+
+/// Runs it. All that it made on the machine is removed at the end, but for the files in its directory.
+///
+/// # Errors
+/// If nothing could be recorded. Every other failure makes the run void.
+pub async fn run(config: &RunConfig, interrupted: CancellationToken) -> Result<RunReport> {
+    fs_err::create_dir_all(&config.directory)?;
+    let directory = fs_err::canonicalize(&config.directory)?;
+    let history_path = directory.join("history.jsonl");
+    let recorder = Recorder::create(&history_path)?;
+    let began = Instant::now();
+    let watch = Arc::new(Watch { recorder: recorder.clone(), seen: Mutex::new(Verdict::default()) });
+    let loaded = match start(config, &directory).await {
+        Ok(cluster) => {
+            let cluster = Arc::new(cluster);
+            let attacked = attack(config, &cluster, &recorder, &watch, began, &interrupted).await;
+            look_at_logs(&cluster, &watch);
+            if config.keep {
+                keep(&cluster, &directory)?;
+            }
+            if let Err(error) = cluster.stop().await {
+                watch.void(format!("harness: removing the cluster: {error:#}"));
+            }
+            attacked
+        }
+        Err(error) => Err(error.context("starting the cluster")),
+    };
+    let attacked = loaded.unwrap_or_else(|error| {
+        watch.void(format!("harness: {error:#}"));
+        Attacked { seconds: began.elapsed().as_secs_f64(), at_rest: recorder.now() }
+    });
+    let history = recorder.finish()?;
+    let seen = watch.seen.lock().clone();
+    let report = judge(config, history, seen, &attacked, &directory).await?;
+    fs_err::write(directory.join("report.json"), serde_json::to_vec_pretty(&report)?)?;
+    Ok(report)
+}
+
+async fn start(config: &RunConfig, directory: &Path) -> Result<Cluster> {
+    let needs: Vec<_> = config.nemeses.iter().filter_map(|name| nemesis::needs(name)).collect();
+    let disk =
+        if needs.iter().any(|needs| needs.loop_disk) { DiskKind::Loop { mib: DISK_MIB } } else { DiskKind::Folder };
+    Cluster::start(ClusterConfig {
+        nodes: config.nodes,
+        binary: config.binary.clone(),
+        directory: directory.to_owned(),
+        disk,
+        planted: config.planted.clone(),
+        faketime: needs.iter().any(|needs| needs.faketime),
+        arguments: config.arguments.clone(),
+    })
+    .await
+}
+
+/// Load and faults, then calm and the final reads.
+async fn attack(
+    config: &RunConfig,
+    cluster: &Arc<Cluster>,
+    recorder: &Recorder,
+    watch: &Arc<Watch>,
+    began: Instant,
+    interrupted: &CancellationToken,
+) -> Result<Attacked> {
+    let workload: Arc<dyn Workload> = workload::by_name(&config.workload).context("a workload of that name")?.into();
+    let stop_load = CancellationToken::new();
+    let ctx = WorkContext::new(cluster.clone(), recorder.clone(), stop_load.clone(), config.seed, config.rate)?;
+    let probe = Probe::default();
+    workload.prepare(&ctx).await.context("preparing the workload")?;
+    probe.prepare(&ctx).await.context("preparing the probes")?;
+    let load_began = Instant::now();
+    let mut load = tokio::spawn({
+        let (workload, probe, ctx) = (workload.clone(), probe.clone(), ctx.clone());
+        async move { tokio::join!(workload.run(&ctx), probe.run(&ctx)).0 }
+    });
+    tokio::select! {
+        () = tokio::time::sleep(CALM) => {}
+        ended = &mut load => bail!("the load ended early: {ended:?}"),
+    }
+    let faults = strike(config, cluster, watch, began, interrupted).await;
+    nemesis::heal(cluster).await.context("healing the cluster")?;
+    tokio::time::sleep(CALM).await;
+    stop_load.cancel();
+    let seconds = load_began.elapsed().as_secs_f64();
+    timeout(LOAD_ENDS, load).await.context("the load does not end")???;
+    faults?;
+    match cluster.wait_healthy(HEALTHY).await {
+        Ok(took) => tracing::info!(?took, "healthy"),
+        Err(error) => {
+            watch.violation(format!("the cluster is not healthy {HEALTHY:?} after all faults ended: {error:#}"))
+        }
+    }
+    let ctx = ctx.renewed()?;
+    timeout(FINAL, workload.finish(&ctx)).await.context("the final reads do not end")??;
+    timeout(FINAL, probe.finish(&ctx)).await.context("the final reads of the probes do not end")?;
+    let at_rest = recorder.now();
+    hashes::record(cluster, recorder).await;
+    if interrupted.is_cancelled() {
+        watch.void("it was interrupted".into());
+    }
+    Ok(Attacked { seconds, at_rest })
+}
+
+/// Lets the nemeses strike for the time limit, and waits until they have ended their faults.
+async fn strike(
+    config: &RunConfig,
+    cluster: &Arc<Cluster>,
+    watch: &Arc<Watch>,
+    began: Instant,
+    interrupted: &CancellationToken,
+) -> Result<()> {
+    let stop = CancellationToken::new();
+    let mut striking = JoinSet::new();
+    for (ordinal, name) in config.nemeses.iter().enumerate() {
+        let seed = config.seed.wrapping_add(ordinal as u64 * 1_000_003);
+        let mut nemesis = nemesis::by_name(name, seed).with_context(|| format!("a nemesis called {name}"))?;
+        let ctx = NemesisContext {
+            cluster: cluster.clone(),
+            stop: stop.clone(),
+            began,
+            report: watch.clone(),
+            pace: config.pace.clone(),
+        };
+        let name = name.clone();
+        striking.spawn(async move { nemesis.run(&ctx).await.with_context(|| format!("the nemesis {name}")) });
+    }
+    let end = Instant::now() + config.time_limit;
+    let idle = striking.is_empty();
+    let mut result = Ok(());
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep_until(end) => break,
+            () = interrupted.cancelled() => break,
+            ended = striking.join_next(), if !striking.is_empty() => {
+                // One that has done all it has to do ends by itself.
+                if let Some(Ok(Err(error))) = ended {
+                    result = Err(error);
+                    break;
+                }
+                if !idle && striking.is_empty() {
+                    break;
+                }
+            }
+        }
+    }
+    stop.cancel();
+    let ending = async {
+        while let Some(ended) = striking.join_next().await {
+            ended??;
+        }
+        Ok(())
+    };
+    let ended = timeout(NEMESIS_ENDS, ending).await.context("a nemesis does not end its faults")?;
+    result.and(ended)
+}
+
+/// Copies the nodes' data to where it outlives the cluster.
+fn keep(cluster: &Cluster, directory: &Path) -> Result<()> {
+    for node in 0..cluster.size() {
+        let to = directory.join("kept").join(format!("node-{node}"));
+        fs_err::create_dir_all(&to)?;
+        let copied = std::process::Command::new("cp").arg("-a").arg(cluster.data_dir(node)).arg(&to).status()?;
+        ensure!(copied.success(), "the data of node {node} cannot be copied to {}", to.display());
+    }
+    Ok(())
+}
+
+/// A panic of a node is a violation, whatever it did to the clients.
+fn look_at_logs(cluster: &Cluster, watch: &Watch) {
+    for node in 0..cluster.size() {
+        let Ok(log) = std::fs::read(cluster.log_path(node)) else { continue };
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        for (at, line) in lines.iter().enumerate().filter(|(_, line)| line.contains("panicked at")) {
+            let next = lines.get(at + 1).copied().unwrap_or_default();
+            watch.violation(format!("node {node} panicked: {} {}", line.trim(), next.trim()));
+        }
+    }
+}
+
+async fn judge(
+    config: &RunConfig,
+    history: History,
+    seen: Verdict,
+    attacked: &Attacked,
+    directory: &Path,
+) -> Result<RunReport> {
+    let names = config.nemeses.iter().map(|name| name.split(':').next().unwrap_or(name));
+    // Chaos strikes under the names of others.
+    let asked = names.filter(|name| !matches!(*name, "chaos" | "none")).map(str::to_owned).collect();
+    let mut rules = Rules { asked, floor: config.floor, ..Rules::default() };
+    // Replicas can be equal only once nobody writes any more: the time that is allowed runs from then on.
+    let healed = history.faults.iter().map(|fault| fault.to).max().unwrap_or(0);
+    rules.equal_within += attacked.at_rest.saturating_sub(healed);
+    let mut report = RunReport {
+        valid: Outcome::Void,
+        workload: config.workload.clone(),
+        nemeses: config.nemeses.clone(),
+        planted: config.planted.clone(),
+        nodes: config.nodes,
+        seed: config.seed,
+        seconds: attacked.seconds,
+        operations: 0,
+        ok: 0,
+        faults: struck(&history.faults),
+        kinds: kinds(&history.faults),
+        violations: Vec::new(),
+        void: Vec::new(),
+        counts: std::collections::BTreeMap::new(),
+        directory: directory.to_owned(),
+    };
+    let directory = directory.to_owned();
+    let title = format!("{} under {}, seed {}", config.workload, config.nemeses.join(", "), config.seed);
+    let task = tokio::task::spawn_blocking(move || -> Result<RunReport> {
+        let verdict = seen.merge(check::run(&history, &rules));
+        report.operations = ended(&history, |_| true);
+        report.ok = ended(&history, |phase| phase == Phase::Ok);
+        history.write_edn(&directory.join("history.edn"), Dialect::Knossos)?;
+        history.write_edn(&directory.join("history-elle.edn"), Dialect::Elle)?;
+        plot::write(&directory, &history, &title, Some(&verdict))?;
+        report.judge(verdict);
+        Ok(report)
+    });
+    task.await?
+}
+
+/// Operations that ended, instant ones among them.
+fn ended(history: &History, wanted: impl Fn(Phase) -> bool) -> u64 {
+    let phases = history.events.iter().map(|event| event.phase);
+    phases.filter(|phase| *phase != Phase::Invoke && wanted(*phase)).count() as u64
+}
