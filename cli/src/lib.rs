@@ -1,6 +1,6 @@
 //! The command line of Quorate: one binary that is the node, its operator's tool and its load generator.
 //!
-//! `main.rs` only parses and dispatches. A noun has a module (`cluster`, `task`, ...), `demo` and `bench` have folders.
+//! [`program`] parses and dispatches, and `main.rs` only calls it. A noun has a module (`cluster`, `task`, ...), `demo` and `bench` have folders.
 //! Data goes to standard output through [`output`], everything else to standard error. This library exists so that the
 //! whole-cluster tests start their clusters exactly as `dev`, `demo` and `bench --spawn` do: through [`local_cluster`].
 
@@ -15,4 +15,5 @@ pub mod local_cluster;
 pub mod memory;
 pub mod node;
 pub mod output;
+pub mod program;
 pub mod task;

@@ -29,6 +29,8 @@ pub mod log_clock;
 pub mod memory;
 pub mod metrics;
 pub mod peers;
+#[cfg(feature = "planted")]
+pub mod planted;
 pub mod proposer;
 pub mod quarantine;
 pub mod request;

@@ -22,7 +22,7 @@ use crate::health::{Health, is_damage};
 use crate::ids::GroupId;
 use crate::log::LogStore;
 use crate::machine::{Machine, Reply, RowBatch, RowVisitor, StateStore, StateStores, Table};
-use crate::observe::{Applying, Observer};
+use crate::observe::{Applying, Observer, failpoint, pass};
 use crate::snapshot::{Checkpoint, CheckpointDirs, Snapshot, SnapshotMeta, decode_mark, encode_mark};
 use crate::types::{Entry, LeaderId, LogId, StoredMembership, TC, position_of};
 use crate::watched::Watched;
@@ -221,6 +221,7 @@ impl Adapter {
         }
         let Some(at) = self.meta.last_log_id else { return Ok(()) };
         self.store.write(&rows, &encode_mark(Some(&at), &self.meta.last_membership))?;
+        pass(self.observer.as_ref(), failpoint::ROWS_WRITTEN)?;
         self.applied.hashes.advance(noted, (at.index, machine.hash()));
         machine.applied(position_of(&at));
         self.applied.publish(&at);
@@ -241,6 +242,7 @@ impl Adapter {
             blocking: self.blocking,
             newest: self.newest.clone(),
             health: self.health.clone(),
+            observer: self.observer.clone(),
             _lease: self.lease.clone(),
         }
     }
@@ -339,8 +341,13 @@ impl RaftStateMachine<TC> for Adapter {
         // Readers keep the old store until the new one is there; it serves who still holds it.
         let old = std::mem::replace(&mut self.store, Arc::new(ClosedStore));
         let (states, group, expected, health) = (self.states.clone(), self.group, meta.clone(), self.health.clone());
+        let observer = self.observer.clone();
         let installed = self.blocking.run(move || {
+            pass(observer.as_ref(), failpoint::SNAPSHOT_RECEIVED)?;
             let store = Watched::new(replace(&*states, group, old, snapshot.dir(), &expected)?, health);
+            #[cfg(feature = "planted")]
+            crate::planted::lose_a_table(group, &*store)?;
+            pass(observer.as_ref(), failpoint::SNAPSHOT_PLACED)?;
             machine.load(store.clone(), expected.last_log_id.as_ref().map(position_of)).map_err(io::Error::other)?;
             Ok((machine, store))
         });
@@ -400,6 +407,7 @@ pub(crate) struct Builder {
     blocking: Blocking,
     newest: Arc<Mutex<Newest>>,
     health: Arc<Health>,
+    observer: Option<Observer>,
     _lease: Lease,
 }
 
@@ -409,9 +417,11 @@ impl RaftSnapshotBuilder<TC> for Builder {
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         let (store, states, dir) = (self.store.clone(), self.states.clone(), self.dir.clone());
         let grown = self.applied.grown_bytes.load(Ordering::Relaxed);
+        let observer = self.observer.clone();
         let built = self.blocking.run(move || {
             let checkpoint = Arc::new(Checkpoint::new(dir.clone()));
             store.checkpoint(&dir)?;
+            pass(observer.as_ref(), failpoint::CHECKPOINT_MADE)?;
             // What the checkpoint says of itself, not what has been applied: apply goes on meanwhile.
             let meta = decode_mark(states.applied_of(&dir)?.as_deref())?;
             Ok(Snapshot { meta, snapshot: checkpoint })

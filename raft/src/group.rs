@@ -281,10 +281,13 @@ pub(crate) async fn run_leadership(group: Arc<Running>) {
             let leader_id = server.vote.leader_id;
             let member = |leader: &ReplicaId| server.membership_config.membership().get_node(leader).cloned();
             let leader = server.current_leader.filter(|_| server.vote.committed);
+            let caught_up = applied == Some(leader_id);
+            #[cfg(feature = "planted")]
+            let caught_up = caught_up || crate::planted::is("premature-lead");
             Leadership {
                 term: leader_id.term,
                 leader: leader.and_then(|leader| Some((leader, member(&leader)?))),
-                mine: server.state.is_leader() && server.vote.committed && applied == Some(leader_id),
+                mine: server.state.is_leader() && server.vote.committed && caught_up,
             }
         };
         group.leadership.send_if_modified(|leadership| {
@@ -457,6 +460,10 @@ impl Group {
 
     /// Waits until `position` is applied here.
     pub async fn wait_applied(&self, position: u64, timeout: Duration) -> Result<(), ReadError> {
+        #[cfg(feature = "planted")]
+        if crate::planted::is("early-read") {
+            return Ok(());
+        }
         let mut applied = self.running.applied.position.subscribe();
         tokio::select! {
             waited = tokio::time::timeout(timeout, applied.wait_for(|applied| *applied >= position)) => match waited {

@@ -24,7 +24,7 @@ use crate::log::FileFloor;
 use crate::log::{LogConfig, LogError, LogStore, StoredReplica, WriterMode};
 use crate::machine::{Machine, StateStores};
 use crate::metrics::{GroupCollector, TransportMetrics};
-use crate::observe::Observer;
+use crate::observe::{Observer, failpoint, pass};
 use crate::snapshot::CheckpointDirs;
 use crate::start;
 use crate::timers::Timers;
@@ -307,7 +307,8 @@ impl Groups {
         };
         for group in inner.log.doomed() {
             tracing::info!(%group, "finishing the deletion of a replica that was cut off");
-            inner.destroy(group).await?;
+            inner.begin_destroy(group).await?;
+            inner.log.end_destroy(group).await?;
         }
         inner.clear_aside().await;
         Ok(Groups { inner: Arc::new(inner) })
@@ -441,9 +442,18 @@ impl Groups {
     pub async fn destroy_group(&self, group: GroupId) -> Result<(), OpenError> {
         let _one_at_a_time = self.inner.changes.lock().await;
         self.inner.stop_group(group).await;
-        self.inner.destroy(group).await?;
+        self.inner.begin_destroy(group).await?;
+        self.pass(failpoint::STATE_DESTROYED).await;
+        self.inner.log.end_destroy(group).await?;
         self.inner.clear_aside().await;
         Ok(())
+    }
+
+    /// Passes a [`failpoint`], or never returns when the observer ends the node there.
+    pub async fn pass(&self, point: &'static str) {
+        if pass(self.inner.config.observer.as_ref(), point).is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// A handle on another node. Connections are cached and made when they are needed.
@@ -476,10 +486,9 @@ impl Inner {
     }
 
     /// Deletes log and state of a group that does not run. The floor remembers from the first step to the last.
-    async fn destroy(&self, group: GroupId) -> Result<(), OpenError> {
+    async fn begin_destroy(&self, group: GroupId) -> Result<(), OpenError> {
         self.log.begin_destroy(group).await?;
-        self.destroy_state(group).await?;
-        Ok(self.log.end_destroy(group).await?)
+        self.destroy_state(group).await
     }
 
     /// Deletes the state of a group.

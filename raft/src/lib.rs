@@ -66,7 +66,7 @@ pub use identity::{Identity, IdentityError};
 pub use ids::{ClusterId, GroupId, LogPosition, NodeId, ReplicaId};
 pub use log::{LogError, StoredReplica, TaskHooks, WriterMode};
 pub use machine::{Fault, Machine, Reply, RowBatch, RowVisitor, StateStore, StateStores, Table};
-pub use observe::{Applying, Observer};
+pub use observe::{Applying, Observer, failpoint};
 pub use timers::Timers;
 pub use transport::{BoxIo, Connector, Io, Peer, PeerError, PeerHandler, TcpConnector};
 pub use types::Member;

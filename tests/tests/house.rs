@@ -71,6 +71,36 @@ fn foreign_libraries_stay_in_their_crates() -> Result<()> {
     Ok(())
 }
 
+/// No crate of a release has the planted bugs: neither by its default features, nor by another crate that asks for them.
+#[test]
+fn planted_bugs_are_in_no_release() -> Result<()> {
+    for folder in allowed().keys() {
+        let manifest = manifest(&root().join(folder))?;
+        if let Some(features) = manifest.get("features").and_then(toml::Value::as_table) {
+            let mut on: Vec<&str> = vec!["default"];
+            let mut next = 0;
+            while let Some(feature) = on.get(next) {
+                next += 1;
+                let implied = features.get(*feature).and_then(toml::Value::as_array);
+                on.extend(implied.into_iter().flatten().filter_map(toml::Value::as_str));
+                assert!(next < 100, "the features of {folder} name each other");
+            }
+            assert!(!on.iter().any(|feature| feature.contains("planted")), "{folder} has planted bugs by default");
+        }
+        for kind in ["dependencies", "dev-dependencies"] {
+            let asked = manifest.get(kind).map(toml::Value::to_string).unwrap_or_default();
+            assert!(!asked.contains("planted"), "{folder} asks for planted bugs in its {kind}");
+        }
+    }
+    let bins = manifest(&root().join("cli"))?["bin"].clone();
+    for bin in bins.as_array().context("cli has binaries")? {
+        let planted = bin["name"].as_str() == Some("quorate-planted");
+        let required = bin.get("required-features").map(toml::Value::to_string).unwrap_or_default();
+        assert_eq!(planted, required.contains("planted"), "{bin}");
+    }
+    Ok(())
+}
+
 #[test]
 fn only_the_codec_names_bincode_and_only_the_index_is_unsafe() -> Result<()> {
     for file in sources()? {

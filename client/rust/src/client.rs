@@ -90,6 +90,10 @@ impl Client {
 
     /// A new request id, or the one of [`Client::retry_as`]. Version 7: its time tells the cluster how old it is.
     pub(crate) fn request_id(&self) -> String {
+        #[cfg(feature = "planted")]
+        if crate::planted::is("fresh-request-id") {
+            return Uuid::now_v7().to_string();
+        }
         self.request_id.unwrap_or_else(Uuid::now_v7).to_string()
     }
 

@@ -131,6 +131,10 @@ impl Enqueuer {
     fn at_the_deadline(&self, ticket: &Ticket<'_>, request_id: &str) -> Error {
         let mut state = self.queue.state.lock();
         let last = state.last.clone();
+        #[cfg(feature = "planted")]
+        if crate::planted::is("failed-on-timeout") {
+            return Error::Unreachable { endpoints: self.nodes.names(), last };
+        }
         match state.waiting.remove(&ticket.seq) {
             Some(call) if !call.maybe_applied => match call.refusal {
                 Some(refusal) => Error::Refused(refusal),
@@ -212,6 +216,10 @@ impl Queue {
         let mut lost = std::mem::take(&mut state.unanswered);
         for call in lost.values_mut() {
             call.maybe_applied |= taken;
+            #[cfg(feature = "planted")]
+            if crate::planted::is("fresh-request-id") {
+                call.request.request_id = uuid::Uuid::now_v7().to_string();
+            }
         }
         state.waiting.append(&mut lost);
         let writer = state.writer.take();

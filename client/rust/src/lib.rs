@@ -56,6 +56,8 @@ mod connector;
 mod enqueue;
 mod error;
 mod nodes;
+#[cfg(feature = "planted")]
+pub mod planted;
 mod verbs;
 
 pub use agent::{Agent, AgentBuilder, AgentHandle, AgentStats, Attempt, LeaseKeeper, Output, TaskError};

@@ -11,7 +11,9 @@ use std::time::Duration;
 use quorate_api::limits;
 use quorate_api::v1::cluster_service_client::ClusterServiceClient;
 use quorate_api::v1::{AddMemberRequest, AddMemberResponse, StatusRequest};
-use quorate_raft::{ClusterId, Group, GroupId, IdentityError, Member, OpenError, ReplicaId, StoredReplica};
+use quorate_raft::{
+    ClusterId, Group, GroupId, IdentityError, Member, OpenError, ReplicaId, StoredReplica, failpoint,
+};
 use quorate_state::control::{Command, NodeRecord, Reply};
 use quorate_state::{Operation, RequestId};
 use tokio::sync::Mutex;
@@ -88,11 +90,14 @@ impl Formation {
             Some(group) => group,
             None => self.start_control(FOUNDER).await.map_err(unusable)?,
         };
+        self.context.groups.pass(failpoint::CONTROL_STARTED).await;
         self.adopt(cluster)?;
+        self.context.groups.pass(failpoint::CLUSTER_ADOPTED).await;
         if group.status().members.is_empty() {
             let member = Member { node: self.context.node, address: self.context.addresses.peer.clone() };
             group.initialize(BTreeMap::from([(FOUNDER, member)])).await?;
         }
+        self.context.groups.pass(failpoint::GROUP_MADE).await;
         self.wait_for_lead().await?;
         let command = Command::InitCluster {
             cluster: cluster.0,
@@ -178,10 +183,13 @@ impl Formation {
             protocol: PEER_PROTOCOL,
         };
         let admitted = ask(seed, seed_client.add_member(request)).await?;
+        self.context.groups.pass(failpoint::ADMITTED).await;
         if self.context.control.group().is_none() {
             self.start_as(admitted.control_replica_id).await?;
         }
+        self.context.groups.pass(failpoint::CONTROL_STARTED).await;
         self.adopt(theirs)?;
+        self.context.groups.pass(failpoint::CLUSTER_ADOPTED).await;
         self.wait_for_membership().await?;
         tracing::info!(cluster = %theirs, "joined the cluster");
         Ok(theirs)

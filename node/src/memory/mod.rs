@@ -165,6 +165,9 @@ impl ShardHost for Memory {
             running.proposer.stop();
         }
         let replica = hosting.replica;
+        if self.inner.pool.is_in_place() {
+            return replica.close();
+        }
         // Waits for reads under way, which block their threads and not this one.
         if let Err(error) = tokio::task::spawn_blocking(move || replica.close()).await {
             tracing::error!(%shard, %error, "a replica was not closed cleanly");

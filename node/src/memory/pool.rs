@@ -35,12 +35,12 @@ struct State {
 }
 
 impl SearchPool {
-    /// Starts `threads` threads (at least one).
+    /// Starts `threads` threads. With 0 there is none and jobs run on their callers' threads, as a simulation needs it; the
+    /// configuration of a real node refuses that.
     ///
     /// # Errors
     /// When the system gives no thread.
     pub(super) fn start(threads: usize) -> std::io::Result<SearchPool> {
-        let threads = threads.max(1);
         let queue = Arc::new(Queue { state: Mutex::new(State::default()), wake: Condvar::new() });
         let threads: Vec<_> = (0..threads)
             .map(|number| {
@@ -57,6 +57,9 @@ impl SearchPool {
     /// # Errors
     /// `OVERLOADED` when the queue is full, `INTERNAL` when the job panicked, `SHUTTING_DOWN` after the pool was closed.
     pub(super) async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+        if self.is_in_place() {
+            return Ok(job());
+        }
         let (answer, wait) = oneshot::channel();
         let job: Job = Box::new(move || {
             if !answer.is_closed() {
@@ -76,6 +79,13 @@ impl SearchPool {
         }
         self.queue.wake.notify_one();
         wait.await.map_err(|_| Error::internal("a search ended without an answer"))
+    }
+}
+
+impl SearchPool {
+    /// Whether jobs run on their callers' threads.
+    pub(super) fn is_in_place(&self) -> bool {
+        self.threads.is_empty()
     }
 }
 
@@ -132,6 +142,13 @@ mod tests {
         let pool = SearchPool::start(2).expect("threads");
         let name = pool.run(|| std::thread::current().name().map(str::to_owned)).await.expect("an answer");
         assert!(name.is_some_and(|name| name.starts_with("search-")));
+    }
+
+    #[tokio::test]
+    async fn without_threads_a_job_runs_on_its_caller() {
+        let pool = SearchPool::start(0).expect("no thread");
+        let here = std::thread::current().id();
+        assert_eq!(pool.run(|| std::thread::current().id()).await.expect("an answer"), here);
     }
 
     #[tokio::test]

@@ -85,7 +85,7 @@ impl Leader {
         result
     }
 
-    fn send(&self, posts: Posts) {
+    pub(super) fn send(&self, posts: Posts) {
         if posts.is_empty() {
             return;
         }
@@ -173,7 +173,7 @@ impl Leader {
         self.send(posts);
     }
 
-    fn payloads(&self, deliveries: &[Delivery]) -> std::io::Result<Vec<Option<bytes::Bytes>>> {
+    pub(super) fn payloads(&self, deliveries: &[Delivery]) -> std::io::Result<Vec<Option<bytes::Bytes>>> {
         let keys: Vec<_> = deliveries.iter().map(|delivery| Control::task_payload_key(delivery.task)).collect();
         let Some(&(table, _)) = keys.first() else { return Ok(Vec::new()) };
         let keys: Vec<&[u8]> = keys.iter().map(|(_, key)| key.as_slice()).collect();
@@ -270,6 +270,8 @@ impl Leader {
         let now = Instant::now();
         let log_time = self.context.control.log_time();
         let (expired, idle) = self.with_book(|book, _| (book.roster.due(now), book.roster.has_idle()));
+        #[cfg(feature = "planted")]
+        let expired = self.end_silently(expired);
         let (due, ready) = self
             .context
             .control
@@ -395,8 +397,13 @@ impl Matcher for Matching {
         if self.0.over.is_cancelled() {
             return;
         }
+        #[cfg(feature = "planted")]
+        let before = entry.len();
         let mut book = self.0.book.lock();
         self.0.context.control.read(|state| book.roster.fill(entry, room, state));
+        drop(book);
+        #[cfg(feature = "planted")]
+        self.0.grant_early(&entry[before..]);
     }
 
     fn settled(&self, _pushed: &[Operation<Command>], outcome: Result<&[Result<Reply, Reject>], &Error>) {

@@ -171,6 +171,8 @@ fn receive(leader: &Leader, link: LinkId, up: Up) -> Option<Vec<SessionFinish>> 
     let now = Instant::now();
     let control = &leader.context.control;
     let renews = !up.beats.is_empty() && leader.is_confirmed();
+    #[cfg(feature = "planted")]
+    let renews = renews || crate::planted::is("cut-off-renewals");
     let (missing, closing) = leader.with_book(|book, posts| {
         let mut missing = Vec::new();
         for attach in &up.attaches {
@@ -244,6 +246,7 @@ fn attach_session(
             posts.entry(link).or_default().gone.push(gone);
             Vec::new()
         }
+        Attachment::Ending => Vec::new(),
         Attachment::Unknown => {
             posts.entry(link).or_default().gone.push(session_over(session));
             Vec::new()
@@ -293,7 +296,7 @@ async fn end(
     mut submitted: Result<oneshot::Receiver<Answer<Command>>, Error>,
 ) -> Ended {
     #[cfg(feature = "planted")]
-    if quorate_state::planted::is("early-acknowledge") && submitted.is_ok() {
+    if crate::planted::is("early-acknowledge") && submitted.is_ok() {
         let answer = Ok(vec![Ok(Reply::Completed { children: Vec::new() }); finishes.len()]);
         return Ended { finishes, answer };
     }

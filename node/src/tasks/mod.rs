@@ -20,6 +20,8 @@ mod frames;
 mod leader;
 mod link;
 mod metrics;
+#[cfg(feature = "planted")]
+mod planted;
 mod relay;
 mod roster;
 mod service;

@@ -59,6 +59,9 @@ pub(super) enum Attachment {
     },
     /// A later stream of the session is known.
     Superseded { attachment: u64 },
+    /// The session's end is proposed, which cannot be taken back. There is no answer but the end: the agent must not believe
+    /// that it may go on, nor that it is over before the log says so.
+    Ending,
     /// There is no such session.
     Unknown,
 }
@@ -244,6 +247,9 @@ impl Roster {
         let displaced = seat.route.filter(|route| route.link != link);
         seat.attachment = attachment;
         seat.route = Some(Route { link, attachment });
+        if seat.ending.is_some() {
+            return Attachment::Ending;
+        }
         seat.heard = now;
         seat.detached = None;
         let held: HashSet<Token> = holding.iter().copied().collect();
@@ -280,8 +286,9 @@ impl Roster {
         }
     }
 
-    /// A sign of life on a stream, which also says whether the agent is draining. Returns whether it was the session's
-    /// current stream.
+    /// A sign of life on a stream, which also says whether the agent is draining. Returns whether it renews the session: it
+    /// came on the current stream, and the session's end is not proposed. That proposal cannot be taken back, so a heartbeat
+    /// that comes after it must not be acknowledged: the agent would trust in a lease that it has no longer.
     pub(super) fn beat(
         &mut self,
         link: LinkId,
@@ -291,7 +298,7 @@ impl Roster {
         now: Instant,
     ) -> bool {
         match self.seats.get_mut(&session) {
-            Some(seat) if seat.route == Some(Route { link, attachment }) => {
+            Some(seat) if seat.route == Some(Route { link, attachment }) && seat.ending.is_none() => {
                 seat.heard = now;
                 let wants_again = seat.draining && !draining;
                 seat.draining = draining;
@@ -315,6 +322,11 @@ impl Roster {
 
     /// Whether `attachment` is the stream that the session has on this link now; then no more is granted to it.
     pub(super) fn close(&mut self, link: LinkId, session: SessionId, attachment: u64, now: Instant) -> bool {
+        #[cfg(feature = "planted")]
+        let (link, attachment) = match self.route(session).filter(|_| crate::planted::is("late-close")) {
+            Some(route) => (route.link, route.attachment),
+            None => (link, attachment),
+        };
         match self.seats.get_mut(&session) {
             Some(seat) if seat.route == Some(Route { link, attachment }) => {
                 seat.ending = Some(now);

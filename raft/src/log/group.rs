@@ -270,6 +270,11 @@ impl RaftLogStorage<TC> for GroupLog {
         let group = self.state().group;
         let change = LogChange::Mark { group, kind: MarkKind::Vote, value };
         let given = FloorChange::Vote { group, vote: *vote };
+        #[cfg(feature = "planted")]
+        if crate::planted::is("forgotten-vote") {
+            self.state().with(|inner| inner.vote = Some(*vote));
+            return Ok(());
+        }
         let (told, wait) = tokio::sync::oneshot::channel();
         self.state().with(|inner| {
             inner.vote = Some(*vote);
@@ -311,6 +316,11 @@ impl RaftLogStorage<TC> for GroupLog {
                 synced = Some(FloorChange::Synced { group, last: Synced { position, crc } });
             }
             let durable = Answer::Durable(self.reader.state.clone(), sequence);
+            #[cfg(feature = "planted")]
+            if crate::planted::is("acknowledge-before-flush") {
+                callback.io_completed(Ok(()));
+                return self.submit(changes, synced, [Some(durable), None]);
+            }
             // Durable first: when openraft hears of it, the memory may already be trimmed.
             self.submit(changes, synced, [Some(durable), Some(Answer::Flushed(callback))])
         })
@@ -328,6 +338,11 @@ impl RaftLogStorage<TC> for GroupLog {
                 let (last, crc) = self.identity_at(inner, from - 1)?.ok_or_else(|| hole(from - 1))?;
                 (Some(last), crc)
             };
+            #[cfg(feature = "planted")]
+            if crate::planted::is("dropped-truncate") {
+                inner.truncate(from, last, head_crc);
+                return Ok(());
+            }
             let group = self.state().group;
             let lowered = last.map(|last| Synced { position: last.index, crc: head_crc });
             let lowered = FloorChange::Lowered { group, last: lowered };
@@ -345,6 +360,20 @@ impl RaftLogStorage<TC> for GroupLog {
             }
             let crc = self.chain_after(inner, upto.index)?;
             let group = self.state().group;
+            #[cfg(feature = "planted")]
+            if crate::planted::is("purge-ahead") {
+                let ahead = inner.committed.filter(|at| Some(*at) <= inner.last).unwrap_or(upto).max(upto);
+                let value =
+                    proto::PurgedMark { at: Some((&ahead).into()), crc: self.chain_after(inner, ahead.index)? };
+                let value = mark::encode(&value);
+                let changes = [
+                    LogChange::Purge { group, upto: ahead.index },
+                    LogChange::Mark { group, kind: MarkKind::Purged, value },
+                ];
+                self.submit(changes, None, [None, None])?;
+                inner.purge(upto, crc);
+                return Ok(());
+            }
             let value = mark::encode(&proto::PurgedMark { at: Some((&upto).into()), crc });
             let changes = [
                 LogChange::Purge { group, upto: upto.index },

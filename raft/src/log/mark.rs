@@ -20,7 +20,7 @@ pub(crate) fn encode<M: Message>(message: &M) -> Bytes {
     bytes.freeze()
 }
 
-fn decode<M: Message + Default>(bytes: &Bytes) -> Result<M, String> {
+pub(crate) fn decode<M: Message + Default>(bytes: &Bytes) -> Result<M, String> {
     let Some((header, body)) = bytes.split_at_checked(HEADER_BYTES) else {
         return Err(format!("it has {} bytes, fewer than its header", bytes.len()));
     };

@@ -32,9 +32,9 @@ mod check;
 mod floor;
 mod floor_file;
 mod group;
-mod mark;
+pub(crate) mod mark;
 mod metrics;
-mod record;
+pub(crate) mod record;
 mod state;
 mod writer;
 

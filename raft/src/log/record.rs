@@ -116,7 +116,10 @@ pub(crate) fn decode(group: GroupId, position: u64, record: &Bytes) -> Result<Re
         return Err(RecordError::Cut { have: record.len(), want: HEADER_BYTES + length });
     }
     let crc = u32_at(header, CHECKSUM_AT);
-    if crc != checksum(group, position, &header[..CHECKSUM_AT], payload) {
+    let whole = crc == checksum(group, position, &header[..CHECKSUM_AT], payload);
+    #[cfg(feature = "planted")]
+    let whole = whole || crate::planted::is("unchecked-record");
+    if !whole {
         return Err(RecordError::Checksum);
     }
     let payload = decode_payload(header[1], record.slice(HEADER_BYTES..))?;

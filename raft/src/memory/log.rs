@@ -18,6 +18,8 @@ pub enum CommitFault {
     None,
     /// The disk answers with an error and keeps nothing of it.
     Error,
+    /// The disk is full and keeps nothing of it.
+    Full,
     /// The node dies before anything of it is durable.
     CrashBefore,
     /// The node dies when all of it is durable but nobody was told.
@@ -30,26 +32,38 @@ pub enum CommitFault {
         /// Bytes of the record after them.
         bytes: usize,
     },
+    /// As [`CommitFault::Torn`], but the record in the middle has its full length: the disk has made room for it and written
+    /// only its first `bytes` bytes.
+    Scrambled {
+        /// Changes that are whole.
+        changes: usize,
+        /// Bytes of the record after them that were written.
+        bytes: usize,
+    },
 }
 
 /// Decides the fate of each commit. Called with its number, from 0, and its changes.
 pub type CommitHook = dyn FnMut(u64, &[LogChange]) -> CommitFault + Send;
 
+/// Is told of each change that has become durable, in order. It must not use the log.
+type CommitWatch = dyn FnMut(&LogChange) + Send;
+
 /// A log database in memory. Each commit is durable when it returns.
 #[derive(Clone, Default)]
 pub struct MemoryLog {
-    disk: Arc<Mutex<Disk>>,
+    pub(super) disk: Arc<Mutex<Disk>>,
     /// The life of the node that uses this handle; the disk refuses a handle of an earlier life.
     life: u64,
 }
 
 #[derive(Default)]
-struct Disk {
-    records: BTreeMap<(GroupId, u64), Bytes>,
-    marks: BTreeMap<(GroupId, MarkKind), Bytes>,
+pub(super) struct Disk {
+    pub(super) records: BTreeMap<(GroupId, u64), Bytes>,
+    pub(super) marks: BTreeMap<(GroupId, MarkKind), Bytes>,
     commits: u64,
     life: u64,
     hook: Option<Box<CommitHook>>,
+    watch: Option<Box<CommitWatch>>,
     /// What a disk that acknowledges too early really has.
     #[cfg(feature = "planted")]
     synced: Option<Box<Disk>>,
@@ -73,6 +87,16 @@ impl MemoryLog {
     /// Every commit succeeds from now on.
     pub fn clear_hook(&self) {
         self.disk.lock().hook = None;
+    }
+
+    /// Tells `watch` of each change that becomes durable from now on, torn records too, in all lives.
+    pub fn watch(&self, watch: impl FnMut(&LogChange) + Send + 'static) {
+        self.disk.lock().watch = Some(Box::new(watch));
+    }
+
+    /// Lets the disk take nothing more from the node that uses it, which is about to be killed.
+    pub fn cut_off(&self) {
+        self.disk.lock().life += 1;
     }
 
     /// Kills the node: every handle so far fails from now on. Returns the handle for the next start.
@@ -129,7 +153,19 @@ impl MemoryLog {
 }
 
 impl Disk {
+    /// What would be found after a power cut now.
+    pub(super) fn platter(&self) -> &Disk {
+        #[cfg(feature = "planted")]
+        if let Some(synced) = &self.synced {
+            return synced;
+        }
+        self
+    }
+
     fn apply(&mut self, change: &LogChange) {
+        if let Some(watch) = &mut self.watch {
+            watch(change);
+        }
         match change {
             LogChange::Append { group, position, record } => {
                 self.records.insert((*group, *position), record.clone());
@@ -186,15 +222,22 @@ impl LogEngine for MemoryLog {
         let (whole, torn) = match fault {
             CommitFault::None | CommitFault::CrashAfter => (changes.len(), None),
             CommitFault::Error => return Err(io::Error::other("the simulated disk failed to sync")),
+            CommitFault::Full => return Err(io::Error::new(io::ErrorKind::StorageFull, "the simulated disk is full")),
             CommitFault::CrashBefore => (0, None),
-            CommitFault::Torn { changes: whole, bytes } => (whole.min(changes.len()), Some(bytes)),
+            CommitFault::Torn { changes: whole, bytes } | CommitFault::Scrambled { changes: whole, bytes } => {
+                (whole.min(changes.len()), Some(bytes))
+            }
         };
         for change in &changes[..whole] {
             disk.apply(change);
         }
         if let (Some(bytes), Some(LogChange::Append { group, position, record })) = (torn, changes.get(whole)) {
-            let part = record.slice(..bytes.min(record.len()));
-            disk.records.insert((*group, *position), part);
+            let mut part = record.slice(..bytes.min(record.len())).to_vec();
+            if matches!(fault, CommitFault::Scrambled { .. }) {
+                part.resize(record.len(), 0);
+            }
+            let record = Bytes::from(part);
+            disk.apply(&LogChange::Append { group: *group, position: *position, record });
         }
         if fault == CommitFault::None {
             disk.commits += 1;
@@ -258,6 +301,15 @@ mod tests {
         let next = log.crash();
         let found = next.read(GroupId(1), 0, 9, usize::MAX).expect("alive");
         assert_eq!(found, [(0, Bytes::from_static(b"record")), (1, Bytes::from_static(b"re"))]);
+    }
+
+    #[test]
+    fn a_scrambled_record_has_its_length_and_not_its_bytes() {
+        let log = MemoryLog::new();
+        log.set_hook(|_, _| CommitFault::Scrambled { changes: 0, bytes: 2 });
+        log.commit(&[append(0), append(1)]).expect_err("the node died");
+        let found = log.crash().read(GroupId(1), 0, 9, usize::MAX).expect("alive");
+        assert_eq!(found, [(0, Bytes::from_static(b"re\0\0\0\0"))]);
     }
 
     #[test]

@@ -7,7 +7,9 @@
 mod floor;
 mod log;
 mod states;
+mod view;
 
 pub use floor::{FloorFault, FloorHook, MemoryFloor};
 pub use log::{CommitFault, CommitHook, MemoryLog};
 pub use states::MemoryStates;
+pub use view::{RecordView, VoteView, view_change};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use fs_err as fs;
@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use crate::ids::GroupId;
 use crate::machine::{RowBatch, RowVisitor, StateStore, StateStores, Table};
+use crate::snapshot::decode_mark;
 
 /// The one file of a checkpoint.
 const CHECKPOINT_FILE: &str = "rows";
@@ -38,16 +39,19 @@ pub struct MemoryStates {
 #[derive(Default)]
 struct Disk {
     durable: BTreeMap<GroupId, Arc<Rows>>,
+    /// What the running node has written, flushed or not.
+    written: BTreeMap<GroupId, Weak<Mutex<Arc<Rows>>>>,
     /// Rows that do not read back until they are written again.
     rotten: BTreeMap<GroupId, BTreeSet<(Table, Bytes)>>,
     life: u64,
     stagings: u64,
+    full: bool,
 }
 
 struct MemoryStore {
     states: MemoryStates,
     group: GroupId,
-    current: Mutex<Arc<Rows>>,
+    current: Arc<Mutex<Arc<Rows>>>,
 }
 
 impl MemoryStates {
@@ -62,6 +66,60 @@ impl MemoryStates {
         let mut disk = self.disk.lock();
         disk.life += 1;
         MemoryStates { disk: self.disk.clone(), scratch: self.scratch.clone(), life: disk.life }
+    }
+
+    /// The same, but a database that flushes its memory when it likes had done so with this group just before.
+    pub fn crash_flushed(&self, group: GroupId) -> MemoryStates {
+        {
+            let mut disk = self.disk.lock();
+            if let Some(written) = disk.written.get(&group).and_then(Weak::upgrade) {
+                let rows = written.lock().clone();
+                disk.durable.insert(group, rows);
+            }
+        }
+        self.crash()
+    }
+
+    /// Lets the disk take nothing more from the node that uses it, which is about to be killed.
+    pub fn cut_off(&self) {
+        self.disk.lock().life += 1;
+    }
+
+    /// While the disk is full every flush, checkpoint and received snapshot fails.
+    pub fn set_full(&self, full: bool) {
+        self.disk.lock().full = full;
+    }
+
+    /// The groups that have something stored.
+    pub fn groups(&self) -> Vec<GroupId> {
+        self.disk.lock().durable.keys().copied().collect()
+    }
+
+    /// The position that the durable rows of a group reflect.
+    pub fn flushed_position(&self, group: GroupId) -> Option<u64> {
+        let disk = self.disk.lock();
+        let applied = disk.durable.get(&group)?.applied.clone();
+        position_of_mark(applied.as_deref())
+    }
+
+    /// Looks at what the running node has written of a group, flushed or not: returns the position that it reflects, and what
+    /// `look` says of its rows, which come in order. `None` if the group does not run.
+    pub fn written<R>(
+        &self,
+        group: GroupId,
+        look: impl FnOnce(&mut dyn Iterator<Item = (Table, &Bytes, &Bytes)>) -> R,
+    ) -> Option<(Option<u64>, R)> {
+        let written = self.disk.lock().written.get(&group).and_then(Weak::upgrade)?;
+        let rows = written.lock().clone();
+        let looked = look(&mut rows.rows.iter().map(|((table, key), value)| (*table, key, value)));
+        Some((position_of_mark(rows.applied.as_deref()), looked))
+    }
+
+    fn has_room(&self) -> io::Result<()> {
+        if self.alive()?.full {
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "the simulated disk is full"));
+        }
+        Ok(())
     }
 
     /// Makes one durable row of a group unreadable, as bit-rot does: every read that meets it fails until the row is written
@@ -91,8 +149,14 @@ impl MemoryStates {
     }
 
     fn store(&self, group: GroupId, rows: Arc<Rows>) -> Arc<dyn StateStore> {
-        Arc::new(MemoryStore { states: self.clone(), group, current: Mutex::new(rows) })
+        let current = Arc::new(Mutex::new(rows));
+        self.disk.lock().written.insert(group, Arc::downgrade(&current));
+        Arc::new(MemoryStore { states: self.clone(), group, current })
     }
+}
+
+fn position_of_mark(applied: Option<&[u8]>) -> Option<u64> {
+    decode_mark(applied).ok()?.last_log_id.map(|at| at.index)
 }
 
 impl StateStores for MemoryStates {
@@ -102,6 +166,7 @@ impl StateStores for MemoryStates {
     }
 
     fn staging(&self, group: GroupId) -> io::Result<PathBuf> {
+        self.has_room()?;
         let number = {
             let mut disk = self.alive()?;
             disk.stagings += 1;
@@ -195,6 +260,7 @@ impl StateStore for MemoryStore {
     }
 
     fn flush(&self) -> io::Result<()> {
+        self.states.has_room()?;
         let rows = self.rows()?;
         self.states.alive()?.durable.insert(self.group, rows);
         Ok(())
@@ -256,4 +322,50 @@ fn read_checkpoint(dir: &Path) -> io::Result<Rows> {
         rows.rows.insert((table, key), value);
     }
     Ok(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(store: &dyn StateStore, key: &'static [u8]) {
+        let changes = vec![(1, Bytes::from_static(key), Some(Bytes::from_static(b"value")))];
+        store.write(&RowBatch { changes }, &[]).expect("alive");
+    }
+
+    fn has(store: &dyn StateStore, key: &[u8]) -> bool {
+        store.get(1, key).expect("alive").is_some()
+    }
+
+    #[test]
+    fn what_was_not_flushed_is_gone_after_a_crash() {
+        let states = MemoryStates::new("unused");
+        let group = GroupId(1);
+        let store = states.open(group).expect("alive");
+        write(&*store, b"flushed");
+        store.flush().expect("room");
+        write(&*store, b"not flushed");
+        assert!(has(&*store, b"not flushed"));
+        let next = states.crash();
+        store.get(1, b"flushed").expect_err("a dead node reads nothing");
+        store.flush().expect_err("a dead node flushes nothing");
+        let store = next.open(group).expect("alive");
+        assert!(has(&*store, b"flushed"));
+        assert!(!has(&*store, b"not flushed"));
+        write(&*store, b"lucky");
+        let store = next.crash_flushed(group).open(group).expect("alive");
+        assert!(has(&*store, b"lucky"), "a database may flush by itself");
+    }
+
+    #[test]
+    fn a_full_disk_keeps_nothing_and_recovers() {
+        let states = MemoryStates::new("unused");
+        let store = states.open(GroupId(1)).expect("alive");
+        write(&*store, b"a");
+        states.set_full(true);
+        assert_eq!(store.flush().expect_err("full").kind(), io::ErrorKind::StorageFull);
+        states.set_full(false);
+        store.flush().expect("room");
+        assert!(has(&*states.crash().open(GroupId(1)).expect("alive"), b"a"));
+    }
 }

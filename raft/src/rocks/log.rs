@@ -188,7 +188,12 @@ impl LogEngine for RocksLog {
                 LogChange::Destroy { group } => batch.delete_range(key(*group, 0, 0), key(*group, u8::MAX, u64::MAX)),
             }
         }
-        self.db.write_opt(batch, &self.sync).map_err(failed).inspect_err(|error| {
+        let sync = &self.sync;
+        #[cfg(feature = "planted")]
+        let unsynced = WriteOptions::default();
+        #[cfg(feature = "planted")]
+        let sync = if crate::planted::is("unsynced-log") { &unsynced } else { sync };
+        self.db.write_opt(batch, sync).map_err(failed).inspect_err(|error| {
             if is_damage(error) {
                 self.condemn(error);
             }

@@ -117,6 +117,8 @@ async fn connect(target: &Target, mut client: PeerClient<Channel>) -> Result<Ope
 struct Unanswered {
     prev: Option<crate::types::LogId>,
     bytes: usize,
+    #[cfg(feature = "planted")]
+    last: Option<crate::types::LogId>,
 }
 
 /// The answers of one session, which also moves its requests: polled by openraft's replication task.
@@ -175,7 +177,12 @@ impl<S> Session<S> {
             commit: request.leader_commit.as_ref().map(Into::into),
         };
         self.opened = true;
-        self.unanswered.push_back(Unanswered { prev: request.prev_log_id, bytes });
+        self.unanswered.push_back(Unanswered {
+            prev: request.prev_log_id,
+            bytes,
+            #[cfg(feature = "planted")]
+            last: request.entries.last().map(|entry| entry.log_id),
+        });
         self.unanswered_bytes += bytes;
         // A broken stream is noticed by the end of the outcomes.
         let _ = self.frames.send(frame);
@@ -236,6 +243,13 @@ where
                 let result = this.result(outcome);
                 this.failed = !matches!(result, Ok(Ok(_)));
                 Poll::Ready(Some(result))
+            }
+            #[cfg(feature = "planted")]
+            Poll::Ready(None)
+                if crate::planted::is("minority-commit")
+                    && let Some(last) = this.unanswered.pop_front().and_then(|request| request.last) =>
+            {
+                Poll::Ready(Some(Ok(Ok(Some(last)))))
             }
             Poll::Ready(None) => {
                 this.failed = true;

@@ -107,6 +107,8 @@ impl Control {
             return Err(Fault::TooManyOperations { at: at.0, operations: entry.operations.len() });
         }
         meta.position = at;
+        #[cfg(feature = "planted")]
+        let entry = Entry { time: crate::planted::time_of(entry.time), ..entry };
         meta.time = meta.time.max(entry.time);
         let mut step = Step::new(meta, self.hash);
         self.pass_time(&mut step);
@@ -192,6 +194,11 @@ impl Control {
         }
         self.meta.put(Only, step.meta, &mut step.changes);
         self.hash = step.changes.hash();
-        Outcome { replies: step.replies, rows: step.changes.take_rows(), effects: step.effects }
+        let rows = step.changes.take_rows();
+        #[cfg(feature = "planted")]
+        let rows = crate::planted::without_rows("unwritten-row", rows, |row| {
+            row.table == table::SESSION && row.value.is_none()
+        });
+        Outcome { replies: step.replies, rows, effects: step.effects }
     }
 }

@@ -71,10 +71,17 @@ impl Shard {
         meta.time = meta.time.max(entry.time);
         let mut step = Step::new(meta, self.hash);
         step.meta.horizon = self.requests.forget(step.meta.time, step.meta.horizon, &mut step.changes);
+        #[cfg(feature = "planted")]
+        let several = entry.operations.len() > 1;
         let replies = entry.operations.into_iter().map(|operation| self.operate(&mut step, operation)).collect();
         self.meta.put(Only, step.meta, &mut step.changes);
         self.hash = step.changes.hash();
-        Ok(Outcome { replies, rows: step.changes.take_rows(), effects: step.effects })
+        let rows = step.changes.take_rows();
+        #[cfg(feature = "planted")]
+        let rows = crate::planted::without_rows("lost-point", rows, |row| {
+            several && row.table == table::POINT && row.value.is_some()
+        });
+        Ok(Outcome { replies, rows, effects: step.effects })
     }
 
     /// The set hash of all rows: equal on replicas that have applied the same entries.

@@ -82,6 +82,8 @@ struct Gate {
 #[derive(Default)]
 pub(crate) struct Network {
     gates: Mutex<HashMap<(usize, String), Gate>>,
+    /// Connections that were asked for, made or not, by address.
+    asked: Mutex<HashMap<String, usize>>,
 }
 
 struct Gated {
@@ -92,6 +94,7 @@ struct Gated {
 #[async_trait]
 impl Connector for Gated {
     async fn connect(&self, address: &str) -> io::Result<BoxIo> {
+        *self.network.asked.lock().entry(address.to_owned()).or_default() += 1;
         let gate = self.network.gates.lock().entry((self.from, address.to_owned())).or_default().clone();
         if gate.open.is_cancelled() {
             return Err(io::ErrorKind::ConnectionRefused.into());
@@ -287,6 +290,11 @@ impl Cluster {
             self.cut(number, other);
             self.cut(other, number);
         }
+    }
+
+    /// How often a connection to this node was asked for.
+    pub(crate) fn asked(&self, number: usize) -> usize {
+        self.network.asked.lock().get(&self.machines[&number].address).copied().unwrap_or(0)
     }
 
     pub(crate) fn heal(&self) {

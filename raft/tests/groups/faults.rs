@@ -1,7 +1,7 @@
 //! Leaders that die, networks that are cut, replicas that fall behind.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quorate_raft::{Group, ProposeError, ReadError, Stop};
 
@@ -82,6 +82,23 @@ async fn a_leader_that_is_cut_off_confirms_nothing_and_follows_again_when_healed
     let lost = tokio::time::timeout(LONG, lost).await.unwrap();
     assert!(matches!(lost, Err(ProposeError::Unknown)), "{lost:?}");
     cluster.converge(&[1, 2, 3], 18).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_peer_is_tried_again_with_pauses() {
+    let mut cluster = Cluster::start(3, 3, NO_PURGE).await;
+    let leader = cluster.leader(&[1, 2, 3]).await.number;
+    let dead = (1..=3).find(|number| *number != leader).expect("three nodes");
+    cluster.kill(dead).await;
+    let rest: Vec<usize> = (1..=3).filter(|number| *number != dead).collect();
+    let (before, began) = (cluster.asked(dead), Instant::now());
+    // There is always something that the dead one does not have.
+    while began.elapsed() < Duration::from_secs(1) {
+        cluster.add(&rest, 0).await;
+    }
+    let asked = cluster.asked(dead) - before;
+    // Heartbeats every 100 ms and entries every 200 ms, at two nodes at most; without pauses it is thousands.
+    assert!(asked as f64 <= 60.0 * began.elapsed().as_secs_f64(), "{asked} connections in {:?}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

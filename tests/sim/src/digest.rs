@@ -18,16 +18,10 @@ impl Digest {
         digest
     }
 
-    fn bytes(&mut self, bytes: &[u8]) {
+    /// Takes bytes in.
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-
-    /// Takes numbers in.
-    pub(crate) fn add(&mut self, numbers: &[u64]) {
-        for number in numbers {
-            self.bytes(&number.to_le_bytes());
         }
     }
 

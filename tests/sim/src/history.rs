@@ -1,44 +1,60 @@
-//! What happened in a run, and the checks of it.
-//!
-//! Every replica tells every entry that it applies. The first telling of a position makes the history; all others must
-//! agree with it. The entries of control are applied to a reference machine, whose state hash each replica must have at
-//! the same position, and are read by the [`Audit`], which knows the promises and none of the code that keeps them.
+//! What happened in a run, told to the checkers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use quorate_raft::{Applying, GroupId};
-use quorate_state::control::{Command, Control, TaskState};
-use quorate_state::{Entry, Position, TaskId, codec};
+use quorate_raft::memory::view_change;
+use quorate_raft::{Applying, GroupId, LogChange, MarkKind, ReplicaId};
+use quorate_state::control::Effect;
+use quorate_state::{Position, TaskId};
 
 use crate::audit::Audit;
-use crate::digest::Digest;
+use crate::check::ends::Ends;
+use crate::check::leases::Leases;
+use crate::check::log_time::LogTimes;
+use crate::check::logs::Logs;
+use crate::check::machines::{Applied, Machines};
+use crate::check::points::Points;
+use crate::check::quorum::Quorums;
+use crate::check::registers::Registers;
+use crate::check::sessions::Sessions;
+use crate::check::votes::Votes;
+use crate::check::{Disks, Id, Wrong, completeness, leads};
+use crate::slot::Running;
+use crate::trace::Trace;
+use crate::world::Written;
 
 /// What a violation looks like is told in full only so often; the first one is what matters.
 const TOLD: usize = 20;
 
-/// One applied entry, as all replicas must see it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Seen {
-    term: u64,
-    leader: u64,
-    payload: u64,
-}
-
 /// The history of one run.
 #[derive(Default)]
 pub(crate) struct History {
-    entries: BTreeMap<(GroupId, u64), Seen>,
-    reference: Control,
-    /// The state hash of control after each of its positions.
-    hashes: BTreeMap<u64, u64>,
-    leaders: BTreeSet<(GroupId, u64, u64)>,
+    logs: Logs,
+    votes: Votes,
+    quorums: Quorums,
+    log_times: LogTimes,
+    /// The reference machines.
+    pub(crate) machines: Machines,
     /// The promises about tasks.
     pub(crate) audit: Audit,
-    /// Everything that was wrong.
+    /// Who performs what.
+    pub(crate) leases: Leases,
+    /// Sessions, and what an agent is told of them.
+    pub(crate) sessions: Sessions,
+    /// Where the logs on the disks end.
+    ends: Ends,
+    /// Memory points by the log.
+    pub(crate) points: Points,
+    /// Memory points by what clients saw.
+    pub(crate) registers: Registers,
+    /// Leaders that have written an entry of their own.
+    led: BTreeSet<(GroupId, (u64, ReplicaId))>,
+    /// The terms in which replicas can have led before they were restarted.
+    past: BTreeMap<(GroupId, ReplicaId), u64>,
     violations: Vec<String>,
     wrong: usize,
-    /// What a run is recognised by: the same seed must give the same one.
-    pub(crate) trace: Digest,
+    /// What the run is recognised by.
+    pub(crate) trace: Trace,
     /// The current step.
     pub(crate) step: u64,
     /// Operations that clients were answered.
@@ -46,12 +62,22 @@ pub(crate) struct History {
 }
 
 impl History {
+    /// An empty history with this trace.
+    pub(crate) fn new(trace: Trace) -> History {
+        History { trace, ..History::default() }
+    }
+
     /// Notes that something is wrong.
     pub(crate) fn violation(&mut self, what: impl Into<String>) {
         self.wrong += 1;
         if self.violations.len() < TOLD {
             self.violations.push(format!("step {}: {}", self.step, what.into()));
         }
+    }
+
+    /// Notes what a checker has found.
+    pub(crate) fn note(&mut self, wrong: impl IntoIterator<Item = String>) {
+        wrong.into_iter().for_each(|what| self.violation(what));
     }
 
     /// What was wrong, the first things in full.
@@ -68,90 +94,119 @@ impl History {
         self.wrong == 0
     }
 
-    /// Entries of all groups.
-    pub(crate) fn commits(&self) -> u64 {
-        self.entries.len() as u64
+    /// A disk has made something durable.
+    pub(crate) fn written(&mut self, disks: &dyn Disks, node: usize, written: &Written) {
+        let wrong = self.ends.durable(node, &written.change);
+        self.note(wrong);
+        match &written.change {
+            LogChange::Append { .. } => {
+                // A torn record is nothing to anybody.
+                let Some((group, record)) = view_change(&written.change) else { return };
+                let id = Id::of(&record);
+                self.trace.note(self.step, format_args!("node-{} keeps {} {id}", node + 1, group));
+                let wrong = self.logs.appended(node, group, &record);
+                self.note(wrong);
+                let past = self.past.get(&(group, id.leader)).is_some_and(|past| id.term <= *past);
+                if disks.owner(node, group) == Some(id.leader) && !past {
+                    self.log_times.written(group, id, written.gathered);
+                    if self.led.insert((group, id.lead())) {
+                        self.leads(disks, node, group, id);
+                    }
+                }
+            }
+            LogChange::Mark { group, kind: MarkKind::Vote, .. } => {
+                let (replica, vote) = (disks.owner(node, *group), disks.vote(node, *group));
+                if let (Some(replica), Some(vote)) = (replica, vote) {
+                    self.trace.note(self.step, format_args!("node-{} votes {group} {vote:?}", node + 1));
+                    let wrong = self.votes.voted(node, *group, replica, vote);
+                    self.note(wrong);
+                }
+            }
+            LogChange::Truncate { group, .. } | LogChange::Destroy { group } => self.logs.cut(node, *group),
+            _ => {}
+        }
     }
 
-    /// Leaders of all groups of whom at least one entry took effect.
-    pub(crate) fn elections(&self) -> u64 {
-        self.leaders.len() as u64
+    /// A leader has its first entry on its own disk.
+    fn leads(&mut self, disks: &dyn Disks, node: usize, group: GroupId, first: Id) {
+        self.trace.note(self.step, format_args!("node-{} leads {group} {first}", node + 1));
+        let here = self.logs.voters_below(disks, node, group, first.position);
+        let voters = here.or_else(|| self.quorums.voters_at(group, first.position));
+        let mut wrong = voters.map_or_else(Wrong::new, |voters| self.votes.leads(disks, group, first, voters));
+        wrong.extend(completeness::leads(disks, node, group, first, self.machines.committed(group)));
+        self.note(wrong);
     }
 
     /// A replica applies an entry.
-    pub(crate) fn applying(&mut self, node: usize, entry: &Applying<'_>) {
-        let payload = entry.payload.map_or(0, |payload| Digest::of(payload).value());
-        let seen = Seen { term: entry.at.term, leader: entry.leader, payload };
-        let position = entry.at.position;
-        self.trace.add(&[self.step, node as u64, u64::from(entry.group.0), position, seen.term, seen.leader, payload]);
-        match self.entries.get(&(entry.group, position)) {
-            Some(before) if *before == seen => {}
-            Some(before) => {
-                let (group, node) = (entry.group, node + 1);
-                self.violation(format!(
-                    "state machine safety: node-{node} applies {seen:?} at position {position} of {group}, another replica {before:?}"
-                ));
+    pub(crate) fn applying(&mut self, disks: &dyn Disks, node: usize, entry: &Applying<'_>) {
+        let (group, id) = (entry.group, Id::new(entry.at, entry.leader));
+        self.trace.note(self.step, format_args!("node-{} applies {group} {id}", node + 1));
+        let (applied, wrong) = self.machines.applying(node, group, id, entry.payload);
+        self.note(wrong);
+        if matches!(applied, Applied::Again) {
+            return;
+        }
+        let wrong = self.quorums.applied(disks, &self.logs, group, id);
+        self.note(wrong);
+        match applied {
+            Applied::Again | Applied::Nothing => {}
+            Applied::Control(entry, outcome) => {
+                let mut wrong = self.log_times.committed(group, id, entry.time.0);
+                wrong.extend(self.audit.entry(id.position, &entry.operations, &outcome.replies));
+                wrong.extend(self.audit.look_at_touched(&self.machines.control));
+                wrong.extend(self.sessions.entry(self.step, &entry.operations, &outcome.replies));
+                for effect in &outcome.effects {
+                    if let Effect::Granted { task, token, .. } = effect {
+                        wrong.extend(self.leases.granted(*task, *token));
+                    }
+                }
+                self.note(wrong);
             }
-            None => self.first(entry, seen),
+            Applied::Shard(entry, outcome) => {
+                let mut wrong = self.log_times.committed(group, id, entry.time.0);
+                wrong.extend(self.points.entry(self.step, group.0, &entry.operations, &outcome.replies));
+                self.note(wrong);
+            }
         }
     }
 
-    /// The first replica applies an entry.
-    fn first(&mut self, entry: &Applying<'_>, seen: Seen) {
-        let (group, position) = (entry.group, entry.at.position);
-        let before = self.entries.range((group, 0)..(group, position)).next_back().map(|(key, seen)| (key.1, *seen));
-        if let Some((last, before)) = before {
-            if last + 1 != position {
-                self.violation(format!("{group} goes from position {last} to {position}"));
+    /// A node runs: if it acts as a leader, it must have applied what a leader has.
+    pub(crate) fn leads_on(&mut self, node: usize, running: &Running) {
+        for (id, group) in running.groups() {
+            let leadership = group.leadership();
+            let term = leadership.borrow().term;
+            if leadership.borrow().mine {
+                let applied = self.machines.term_at(id, group.applied());
+                let wrong = leads::leads(node, id, term, applied);
+                self.note(wrong);
             }
-            if (seen.term, seen.leader) < (before.term, before.leader) {
-                self.violation(format!(
-                    "election safety: {seen:?} of {group} follows {before:?}: a deposed leader committed"
-                ));
-            }
-        }
-        self.entries.insert((group, position), seen);
-        self.leaders.insert((group, seen.term, seen.leader));
-        if let (GroupId::CONTROL, Some(payload)) = (group, entry.payload) {
-            self.control(position, payload);
-        }
-    }
-
-    fn control(&mut self, position: u64, payload: &[u8]) {
-        let decoded: Result<Entry<Command>, _> = codec::decode(payload);
-        let entry = match decoded {
-            Ok(entry) => entry,
-            Err(error) => return self.violation(format!("entry {position} of control does not decode: {error}")),
-        };
-        let commands: Vec<_> = entry.operations.clone();
-        let replies = match self.reference.apply(Position(position), entry) {
-            Ok(outcome) => outcome.replies,
-            Err(fault) => return self.violation(format!("entry {position} of control is a fault: {fault}")),
-        };
-        self.hashes.insert(position, self.reference.hash());
-        for wrong in self.audit.entry(position, &commands, &replies) {
-            self.violation(wrong);
         }
     }
 
     /// A replica of control has reached a position.
     pub(crate) fn reached(&mut self, node: usize, position: Position, hash: u64) {
-        match self.hashes.get(&position.0) {
-            _ if position.0 == 0 => {}
-            Some(expected) if *expected == hash => {}
-            Some(expected) => self.violation(format!(
-                "state hashes: node-{} has {hash:016x} at position {} of control, the log says {expected:016x}",
-                node + 1,
-                position.0
-            )),
-            None => self.violation(format!("node-{} is at position {}, which nobody applied", node + 1, position.0)),
+        let wrong = self.machines.reached(node, position, hash);
+        self.note(wrong);
+    }
+
+    /// A node has lost its process.
+    pub(crate) fn lost(&mut self, disks: &dyn Disks, node: usize, groups: impl Iterator<Item = GroupId>) {
+        for group in groups {
+            self.logs.cut(node, group);
+            // What it proposed in these terms it may get back from others later, which says nothing of when it proposed it.
+            if let (Some(replica), Some(vote)) = (disks.owner(node, group), disks.vote(node, group)) {
+                self.past.insert((group, replica), vote.term);
+            }
         }
+        self.ends.look_again(disks);
+        let wrong = self.quorums.look_again(disks, &self.logs);
+        self.note(wrong);
     }
 
     /// A client was told that its task is enqueued.
     pub(crate) fn acknowledged_enqueue(&mut self, payload: &[u8], task: u64) {
         self.operations += 1;
-        self.trace.add(&[self.step, 1, task]);
+        self.trace.note(self.step, format_args!("task {task} is enqueued"));
         let wrong = self.audit.acknowledged_enqueue(payload, TaskId(task));
         self.note(wrong);
     }
@@ -159,35 +214,38 @@ impl History {
     /// An agent was told that its completion took effect.
     pub(crate) fn acknowledged_completion(&mut self, task: u64, children: &[u64]) {
         self.operations += 1;
-        self.trace.add(&[self.step, 2, task]);
+        self.trace.note(self.step, format_args!("task {task} is completed"));
+        self.leases.completed(TaskId(task));
         let wrong = self.audit.acknowledged_completion(TaskId(task), children);
         self.note(wrong);
     }
 
-    fn note(&mut self, wrong: Option<String>) {
-        if let Some(wrong) = wrong {
-            self.violation(wrong);
-        }
+    /// A client was told that its task is cancelled.
+    pub(crate) fn acknowledged_cancel(&mut self, task: u64) {
+        self.operations += 1;
+        self.trace.note(self.step, format_args!("task {task} is cancelled"));
+        let wrong = self.audit.acknowledged_cancel(TaskId(task));
+        self.note(wrong);
     }
 
-    /// Whether everything that was ever enqueued is completed.
+    /// Whether everything that was ever enqueued has come to an end.
     pub(crate) fn is_done(&self) -> bool {
         self.audit.unfinished() == 0
     }
 
-    /// Looks at everything once more, at the end.
+    /// Asks the references whether they contradict themselves.
+    pub(crate) fn check(&mut self) {
+        let wrong = self.machines.check();
+        self.note(wrong);
+        let wrong = self.sessions.check(self.step);
+        self.note(wrong);
+    }
+
+    /// The client oracle, at the end.
     pub(crate) fn conclude(&mut self) {
-        if let Err(wrong) = self.reference.check() {
-            self.violation(format!("the reference machine contradicts itself: {}", wrong.join("; ")));
-        }
-        let lost: Vec<TaskId> = self
-            .audit
-            .acknowledged()
-            .filter(|task| self.reference.task_state(*task) != Some(TaskState::Completed))
-            .collect();
-        for task in lost {
-            let state = self.reference.task_state(task);
-            self.violation(format!("task {task} was acknowledged and is {state:?} at the end"));
-        }
+        let wrong = self.audit.conclude(&self.machines.control);
+        self.note(wrong);
+        let wrong = self.registers.check();
+        self.note(wrong);
     }
 }

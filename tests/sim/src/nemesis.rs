@@ -5,72 +5,25 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use quorate_raft::memory::CommitFault;
+use quorate_raft::{GroupId, failpoint};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use turmoil::Sim;
 
-use crate::clients::{AGENTS, agent_host};
-use crate::world::{FAST_DISK_US, NODES, World, host};
+use crate::agents::{AGENTS, agent_host};
+use crate::faults::{Kind, death};
+use crate::slot::{Armed, At, FAST_DISK_US};
+use crate::world::{SLOTS, World, host};
 
 /// The longest way of a message on a link in order.
 pub(crate) const LINK_LATENCY: Duration = Duration::from_millis(8);
 const SLOW_LATENCY: Duration = Duration::from_millis(120);
 const SLOW_DISK_US: u64 = 60_000;
 const LOSS: f64 = 0.02;
-
-/// Kinds of faults with how often each is chosen.
-const KINDS: [(Kind, u32); 13] = [
-    (Kind::Crash, 3),
-    (Kind::CrashLeader, 3),
-    (Kind::CrashAtCommit, 4),
-    (Kind::Partition, 2),
-    (Kind::Isolate, 2),
-    (Kind::IsolateLeader, 3),
-    (Kind::PartitionOneWay, 2),
-    (Kind::Hold, 1),
-    (Kind::CutAgent, 2),
-    (Kind::CrashAgent, 1),
-    (Kind::SlowDisk, 1),
-    (Kind::SlowLink, 1),
-    (Kind::LossyLink, 1),
-];
-
-#[derive(Debug, Clone, Copy)]
-enum Kind {
-    Crash,
-    CrashLeader,
-    CrashAtCommit,
-    Partition,
-    Isolate,
-    IsolateLeader,
-    PartitionOneWay,
-    Hold,
-    CutAgent,
-    CrashAgent,
-    SlowDisk,
-    SlowLink,
-    LossyLink,
-}
-
-impl Kind {
-    fn name(self) -> &'static str {
-        match self {
-            Kind::Crash => "crash",
-            Kind::CrashLeader => "crash_leader",
-            Kind::CrashAtCommit => "crash_at_commit",
-            Kind::Partition => "partition",
-            Kind::Isolate => "isolate",
-            Kind::IsolateLeader => "isolate_leader",
-            Kind::PartitionOneWay => "partition_one_way",
-            Kind::Hold => "hold",
-            Kind::CutAgent => "cut_agent",
-            Kind::CrashAgent => "crash_agent",
-            Kind::SlowDisk => "slow_disk",
-            Kind::SlowLink => "slow_link",
-            Kind::LossyLink => "lossy_link",
-        }
-    }
-}
+/// How long a node that has left may still run before its place is emptied.
+const GHOST: std::ops::Range<u64> = 50..3_000;
+/// A node that was told to join is not told anything else for so long.
+const JOIN_PATIENCE: u64 = 1_000;
 
 /// Two hosts, in the order of their names.
 type Link = (String, String);
@@ -83,11 +36,16 @@ fn link(a: String, b: String) -> Link {
 enum Ending {
     Restart(usize),
     RestartAgent(usize),
+    RestartClients,
     Repair(Vec<Link>),
     Release(Link),
+    Flap { link: Link, cut: bool, over: u64 },
     Fast(Link),
     Lossless(Link),
     FastDisk(usize),
+    Room(usize),
+    Steady(usize),
+    Empty(usize),
 }
 
 struct Active {
@@ -100,13 +58,17 @@ pub(crate) struct Nemesis {
     rng: StdRng,
     next: u64,
     active: Vec<Active>,
-    down: [bool; NODES],
+    down: [bool; SLOTS],
+    /// Places that are about to be emptied.
+    leaving: [bool; SLOTS],
     agents_down: [bool; AGENTS],
+    clients_down: bool,
+    joined: u64,
     /// Links with a fault; each has one at a time.
     busy: BTreeSet<Link>,
     /// Faults that were injected, by kind. A fault that found nothing to break is not counted.
     pub(crate) faults: BTreeMap<&'static str, u64>,
-    /// Nodes that were killed.
+    /// Nodes that lost their process.
     pub(crate) crashes: u64,
 }
 
@@ -117,113 +79,251 @@ impl Nemesis {
             rng: StdRng::seed_from_u64(seed ^ 0xfa017),
             next: 0,
             active: Vec::new(),
-            down: [false; NODES],
+            down: [false; SLOTS],
+            leaving: [false; SLOTS],
             agents_down: [false; AGENTS],
+            clients_down: false,
+            joined: 0,
             busy: BTreeSet::new(),
             faults: BTreeMap::new(),
             crashes: 0,
         }
     }
 
+    /// Whether this seed has faults while the cluster is formed.
+    pub(crate) fn begins_early(seed: u64) -> bool {
+        seed.is_multiple_of(3)
+    }
+
     /// Ends what is due, and begins something if it is time.
-    pub(crate) fn step(&mut self, sim: &mut Sim<'_>, world: &World, now: u64) {
+    pub(crate) fn step(&mut self, sim: &mut Sim<'_>, world: &World, now: u64, is_formed: bool) {
         self.bury(sim, world, now);
-        self.end(sim, world, |active| active.until <= now);
+        self.end(sim, world, now, |active| active.until <= now);
+        self.part(world, now);
         if now >= self.next {
-            self.next = now + self.rng.random_range(100..900);
-            let kind = self.choose();
-            if self.begin(sim, world, now, kind) {
-                *self.faults.entry(kind.name()).or_default() += 1;
+            self.next = now + self.rng.random_range(60..600);
+            let kind = Kind::choose(&mut self.rng);
+            if (is_formed || kind.suits_formation()) && self.begin(sim, world, now, kind) {
+                self.count(world, now, kind.name());
             }
         }
     }
 
-    /// Kills the nodes whose disk failed.
+    fn count(&mut self, world: &World, now: u64, name: &'static str) {
+        *self.faults.entry(name).or_default() += 1;
+        world.with_history(|history| history.trace.note(now, format_args!("fault {name}")));
+    }
+
+    /// Buries the nodes that died by themselves: by their disk, at a failpoint, or because a group stopped on a disk that
+    /// had no room.
     pub(crate) fn bury(&mut self, sim: &mut Sim<'_>, world: &World, now: u64) {
-        for node in 0..NODES {
-            if world.slots[node].died.load(Ordering::Relaxed) && !self.down[node] {
+        for node in 0..SLOTS {
+            let slot = &world.slots[node];
+            let fault = slot.running().and_then(|running| running.context.fault.borrow().clone());
+            let died = slot.died.load(Ordering::Relaxed) || (fault.is_some() && slot.is_full());
+            if died && !self.down[node] {
+                if let Some(name) = slot.struck().filter(|name| *name != Kind::FullDisk.name()) {
+                    let name = if failpoint::ALL.contains(&name) { Kind::CrashAtPoint.name() } else { name };
+                    self.count(world, now, name);
+                }
                 self.kill(sim, world, now, node);
             }
         }
     }
 
     /// Ends everything.
-    pub(crate) fn heal(&mut self, sim: &mut Sim<'_>, world: &World) {
-        self.end(sim, world, |_| true);
+    pub(crate) fn heal(&mut self, sim: &mut Sim<'_>, world: &World, now: u64) {
+        self.end(sim, world, now, |_| true);
+        self.part(world, now);
         world.slots.iter().for_each(|slot| slot.disarm());
     }
 
-    fn choose(&mut self) -> Kind {
-        let all: u32 = KINDS.iter().map(|(_, weight)| weight).sum();
-        let mut turn = self.rng.random_range(0..all);
-        for (kind, weight) in KINDS {
-            match turn.checked_sub(weight) {
-                Some(left) => turn = left,
-                None => return kind,
-            }
-        }
-        Kind::Crash
+    /// Whether no node has yet to go or to come.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        !self.leaving.contains(&true)
     }
 
     fn begin(&mut self, sim: &mut Sim<'_>, world: &World, now: u64, kind: Kind) -> bool {
-        let node = self.rng.random_range(0..NODES);
-        let other = (node + self.rng.random_range(1..NODES)) % NODES;
+        let Some(node) = self.any(world) else { return false };
+        let Some(other) = self.other(world, node) else { return false };
         let leader = leader(world).unwrap_or(node);
         let until = now + self.rng.random_range(150..2_500);
         match kind {
-            Kind::Crash | Kind::CrashLeader => {
-                let node = if matches!(kind, Kind::Crash) { node } else { leader };
-                self.may_kill(node) && self.kill(sim, world, now, node)
+            Kind::Crash => self.may_kill(node) && self.kill(sim, world, now, node),
+            Kind::CrashLeader => self.may_kill(leader) && self.kill(sim, world, now, leader),
+            Kind::CrashAll => {
+                let up: Vec<usize> = self.nodes(world).filter(|node| !self.down[*node]).collect();
+                up.iter().for_each(|node| {
+                    self.kill(sim, world, now, *node);
+                });
+                !up.is_empty()
             }
-            Kind::CrashAtCommit => self.may_kill(node) && self.arm(world, node),
-            Kind::Partition => self.cut(sim, vec![link(host(node), host(other))], until),
-            Kind::Isolate => self.cut(sim, links_of(node), until),
-            Kind::IsolateLeader => self.cut(sim, links_of(leader), until),
-            Kind::CutAgent => {
-                let agent = self.rng.random_range(0..AGENTS);
-                self.cut(sim, (0..NODES).map(|node| link(agent_host(agent), host(node))).collect(), until)
+            Kind::CrashAtCommit(at) => self.arm(world, node, at, kind.name()),
+            Kind::CrashAtPoint => self.arm_point(world, node),
+            Kind::DiskError => {
+                let armed = Armed {
+                    at: At::Any,
+                    spared: self.rng.random_range(0..20),
+                    fault: CommitFault::Error,
+                    name: kind.name(),
+                };
+                self.arm_with(world, node, armed)
             }
-            Kind::PartitionOneWay => {
-                let cut = link(host(node), host(other));
-                self.take(&cut) && {
-                    sim.partition_oneway(host(node), host(other));
-                    self.until(until, Ending::Repair(vec![cut]))
-                }
-            }
-            Kind::Hold => {
-                let held = link(host(node), host(other));
-                self.take(&held) && {
-                    sim.hold(held.0.as_str(), held.1.as_str());
-                    self.until(until.min(now + 800), Ending::Release(held))
-                }
-            }
-            Kind::SlowLink => {
-                let slow = link(host(node), host(other));
-                self.take(&slow) && {
-                    sim.set_link_max_message_latency(slow.0.as_str(), slow.1.as_str(), SLOW_LATENCY);
-                    self.until(until, Ending::Fast(slow))
-                }
-            }
-            Kind::LossyLink => {
-                let lossy = link(host(node), host(other));
-                self.take(&lossy) && {
-                    sim.set_link_fail_rate(lossy.0.as_str(), lossy.1.as_str(), LOSS);
-                    self.until(until, Ending::Lossless(lossy))
+            Kind::FullDisk => {
+                self.may_kill(node) && !world.slots[node].is_full() && {
+                    world.slots[node].set_full(true);
+                    self.until(until, Ending::Room(node))
                 }
             }
             Kind::SlowDisk => {
                 world.slots[node].commit_us.store(SLOW_DISK_US, Ordering::Relaxed);
                 self.until(until, Ending::FastDisk(node))
             }
+            Kind::StalledDisk => {
+                world.slots[node].stall_us.store(self.rng.random_range(200_000..2_000_000), Ordering::Relaxed);
+                true
+            }
+            Kind::Leave => self.leave(world, now, node),
+            Kind::Join => self.join(sim, world, now),
+            Kind::ClockJump | Kind::ClockDrift | Kind::ClockFlap | Kind::MonotonicDrift => {
+                self.begin_clock(world, now, kind, node, until)
+            }
+            Kind::CutAgent | Kind::CutAgentOnce | Kind::CrashAgent | Kind::CrashClients => {
+                self.begin_client(sim, world, kind, node, until)
+            }
+            _ => self.begin_link(sim, world, now, kind, [node, other, leader], until),
+        }
+    }
+
+    fn begin_link(
+        &mut self,
+        sim: &mut Sim<'_>,
+        world: &World,
+        now: u64,
+        kind: Kind,
+        [node, other, leader]: [usize; 3],
+        until: u64,
+    ) -> bool {
+        let one = link(host(node), host(other));
+        match kind {
+            Kind::Partition => self.cut(sim, vec![one], until),
+            Kind::Isolate => self.cut(sim, links_of(node), until),
+            Kind::IsolateLeader => self.cut(sim, links_of(leader), until),
+            Kind::Halves => {
+                let nodes: Vec<usize> = self.nodes(world).collect();
+                let side: Vec<bool> = nodes.iter().map(|_| self.rng.random_bool(0.5)).collect();
+                let pairs = nodes.iter().zip(&side).flat_map(|a| nodes.iter().zip(&side).map(move |b| (a, b)));
+                let across = pairs.filter(|((a, at), (b, bt))| a < b && at != bt);
+                self.cut(sim, across.map(|((a, _), (b, _))| link(host(*a), host(*b))).collect(), until)
+            }
+            Kind::PartitionOneWay => {
+                self.take(&one) && {
+                    sim.partition_oneway(host(node), host(other));
+                    self.until(until, Ending::Repair(vec![one]))
+                }
+            }
+            Kind::LeaderOneWay => {
+                let hears = self.rng.random_bool(0.5);
+                let mut links = Vec::new();
+                for peer in (0..SLOTS).filter(|peer| *peer != leader) {
+                    let cut = link(host(leader), host(peer));
+                    if self.take(&cut) {
+                        let (from, to) = if hears { (leader, peer) } else { (peer, leader) };
+                        sim.partition_oneway(host(from), host(to));
+                        links.push(cut);
+                    }
+                }
+                !links.is_empty() && self.until(until, Ending::Repair(links))
+            }
+            Kind::Hold => {
+                self.take(&one) && {
+                    sim.hold(one.0.as_str(), one.1.as_str());
+                    self.until(until.min(now + 800), Ending::Release(one))
+                }
+            }
+            Kind::Flap => {
+                self.take(&one) && {
+                    sim.partition(one.0.as_str(), one.1.as_str());
+                    self.until(now + 40, Ending::Flap { link: one, cut: true, over: until })
+                }
+            }
+            Kind::SlowLink => {
+                self.take(&one) && {
+                    sim.set_link_max_message_latency(one.0.as_str(), one.1.as_str(), SLOW_LATENCY);
+                    self.until(until, Ending::Fast(one))
+                }
+            }
+            _ => {
+                self.take(&one) && {
+                    sim.set_link_fail_rate(one.0.as_str(), one.1.as_str(), LOSS);
+                    self.until(until, Ending::Lossless(one))
+                }
+            }
+        }
+    }
+
+    fn begin_client(&mut self, sim: &mut Sim<'_>, world: &World, kind: Kind, node: usize, until: u64) -> bool {
+        let agent = self.rng.random_range(0..AGENTS);
+        match kind {
+            Kind::CutAgent => {
+                let all = self.nodes(world).map(|node| link(agent_host(agent), host(node))).collect();
+                self.cut(sim, all, until)
+            }
+            Kind::CutAgentOnce => self.cut(sim, vec![link(agent_host(agent), host(node))], until),
             Kind::CrashAgent => {
-                let agent = self.rng.random_range(0..AGENTS);
                 !self.agents_down[agent] && {
                     self.agents_down[agent] = true;
                     sim.crash(agent_host(agent));
                     self.until(until, Ending::RestartAgent(agent))
                 }
             }
+            _ => {
+                !self.clients_down && {
+                    self.clients_down = true;
+                    sim.crash("clients");
+                    self.until(until, Ending::RestartClients)
+                }
+            }
         }
+    }
+
+    fn begin_clock(&mut self, world: &World, now: u64, kind: Kind, node: usize, until: u64) -> bool {
+        let clocks = &world.slots[node].clocks;
+        let now_us = now * 1_000;
+        match kind {
+            Kind::ClockJump => {
+                let reach = *[100_000, 3_000_000, 3_600_000_000].get(self.rng.random_range(0..3)).unwrap_or(&0);
+                clocks.jump(now_us, self.rng.random_range(-reach..reach));
+                true
+            }
+            Kind::ClockDrift => {
+                clocks.drift(now_us, self.rng.random_range(-50_000..50_000));
+                true
+            }
+            Kind::MonotonicDrift => {
+                clocks.run_wrong(now_us, self.rng.random_range(-10_000..=10_000));
+                true
+            }
+            _ => {
+                clocks.flap(now_us, self.rng.random_range(-2_000_000..2_000_000));
+                self.until(until, Ending::Steady(node))
+            }
+        }
+    }
+
+    /// The places where nodes are to run.
+    fn nodes<'a>(&self, world: &'a World) -> impl Iterator<Item = usize> + use<'a> {
+        world.slots.iter().filter(|slot| slot.wanted.load(Ordering::Relaxed)).map(|slot| slot.node)
+    }
+
+    fn any(&mut self, world: &World) -> Option<usize> {
+        let nodes: Vec<usize> = self.nodes(world).collect();
+        (!nodes.is_empty()).then(|| nodes[self.rng.random_range(0..nodes.len())])
+    }
+
+    fn other(&mut self, world: &World, node: usize) -> Option<usize> {
+        let others: Vec<usize> = self.nodes(world).filter(|other| *other != node).collect();
+        (!others.is_empty()).then(|| others[self.rng.random_range(0..others.len())])
     }
 
     /// A second node goes down only now and then: without a majority nothing happens that could go wrong.
@@ -232,23 +332,73 @@ impl Nemesis {
     }
 
     fn kill(&mut self, sim: &mut Sim<'_>, world: &World, now: u64, node: usize) -> bool {
-        *world.slots[node].context.lock() = None;
+        // What the state database flushes of itself, and when, nobody knows.
+        let flushed = self.rng.random_bool(0.3).then(|| GroupId(self.rng.random_range(0..=world.shards)));
         sim.crash(host(node));
-        world.slots[node].crash();
+        world.slots[node].crash(flushed);
         self.down[node] = true;
         self.crashes += 1;
+        world.with_history(|history| {
+            history.trace.note(now, format_args!("node-{} is down", node + 1));
+            history.lost(world, node, (0..=world.shards).map(GroupId));
+        });
         let until = now + self.rng.random_range(20..2_000);
         self.until(until, Ending::Restart(node))
     }
 
-    fn arm(&mut self, world: &World, node: usize) -> bool {
-        let fault = match self.rng.random_range(0..4) {
-            0 => CommitFault::CrashBefore,
-            1 => CommitFault::CrashAfter,
-            _ => CommitFault::Torn { changes: self.rng.random_range(0..4), bytes: self.rng.random_range(0..200) },
-        };
-        world.slots[node].arm(self.rng.random_range(1..30), fault);
+    fn arm(&mut self, world: &World, node: usize, at: At, name: &'static str) -> bool {
+        let most = if at == At::Any { 30 } else { 2 };
+        let armed = Armed { at, spared: self.rng.random_range(0..most), fault: death(&mut self.rng), name };
+        self.arm_with(world, node, armed)
+    }
+
+    /// Counted when it strikes.
+    fn arm_with(&mut self, world: &World, node: usize, armed: Armed) -> bool {
+        if self.may_kill(node) {
+            world.slots[node].arm(armed);
+        }
+        false
+    }
+
+    fn arm_point(&mut self, world: &World, node: usize) -> bool {
+        let point = failpoint::ALL[self.rng.random_range(0..failpoint::ALL.len())];
+        let most = if point == failpoint::ROWS_WRITTEN { 60 } else { 2 };
+        if self.may_kill(node) {
+            world.slots[node].arm_failpoint(point, self.rng.random_range(0..most));
+        }
+        false
+    }
+
+    /// Asks the operator to take a member out, while there is one more than the cluster needs.
+    fn leave(&mut self, world: &World, now: u64, node: usize) -> bool {
+        let mut order = world.leave.lock();
+        let free = order.is_none() && !self.leaving.contains(&true) && now >= self.joined + JOIN_PATIENCE;
+        let members = world.history.lock().machines.control.members().filter(|member| !member.leaving).count();
+        if !free || members < SLOTS {
+            return false;
+        }
+        *order = Some(node);
         true
+    }
+
+    fn join(&mut self, sim: &mut Sim<'_>, world: &World, now: u64) -> bool {
+        let empty = world.slots.iter().find(|slot| !slot.wanted.load(Ordering::Relaxed));
+        let Some(slot) = empty.filter(|slot| !self.leaving[slot.node]) else { return false };
+        slot.wanted.store(true, Ordering::Relaxed);
+        self.joined = now;
+        sim.bounce(host(slot.node));
+        true
+    }
+
+    /// Sees to the nodes that have left: some time later their places are emptied.
+    fn part(&mut self, world: &World, now: u64) {
+        for slot in &world.slots {
+            if slot.left.swap(false, Ordering::Relaxed) && !self.leaving[slot.node] {
+                self.leaving[slot.node] = true;
+                let until = now + self.rng.random_range(GHOST);
+                self.until(until, Ending::Empty(slot.node));
+            }
+        }
     }
 
     fn take(&mut self, link: &Link) -> bool {
@@ -268,50 +418,85 @@ impl Nemesis {
         true
     }
 
-    fn end(&mut self, sim: &mut Sim<'_>, world: &World, due: impl Fn(&Active) -> bool) {
+    fn end(&mut self, sim: &mut Sim<'_>, world: &World, now: u64, due: impl Fn(&Active) -> bool) {
         let (ending, active) = std::mem::take(&mut self.active).into_iter().partition(due);
         self.active = active;
         let ending: Vec<Active> = ending;
         for over in ending {
-            match over.ending {
-                Ending::Restart(node) => {
+            self.end_one(sim, world, now, over);
+        }
+    }
+
+    fn end_one(&mut self, sim: &mut Sim<'_>, world: &World, now: u64, Active { until, ending }: Active) {
+        match ending {
+            Ending::Restart(node) => {
+                // A place that was emptied meanwhile stays empty until a node joins.
+                if self.down[node] && world.slots[node].wanted.load(Ordering::Relaxed) {
                     self.down[node] = false;
                     sim.bounce(host(node));
                 }
-                Ending::RestartAgent(agent) => {
-                    self.agents_down[agent] = false;
-                    sim.bounce(agent_host(agent));
-                }
-                Ending::Repair(links) => {
-                    for link in links {
-                        sim.repair(link.0.as_str(), link.1.as_str());
-                        self.busy.remove(&link);
-                    }
-                }
-                Ending::Release(link) => {
-                    sim.release(link.0.as_str(), link.1.as_str());
-                    self.busy.remove(&link);
-                }
-                Ending::Fast(link) => {
-                    sim.set_link_max_message_latency(link.0.as_str(), link.1.as_str(), LINK_LATENCY);
-                    self.busy.remove(&link);
-                }
-                Ending::Lossless(link) => {
-                    sim.set_link_fail_rate(link.0.as_str(), link.1.as_str(), 0.0);
-                    // A link that was broken at random stays so until a message finds it repaired.
+            }
+            Ending::RestartAgent(agent) => {
+                self.agents_down[agent] = false;
+                sim.bounce(agent_host(agent));
+            }
+            Ending::RestartClients => {
+                self.clients_down = false;
+                sim.bounce("clients");
+            }
+            Ending::Repair(links) => links.into_iter().for_each(|link| self.repair(sim, link)),
+            Ending::Release(link) => {
+                sim.release(link.0.as_str(), link.1.as_str());
+                self.busy.remove(&link);
+            }
+            // Ended before its time by the end of all faults.
+            Ending::Flap { link, over, .. } if until > now || over <= now => self.repair(sim, link),
+            Ending::Flap { link, cut, over } => {
+                if cut {
                     sim.repair(link.0.as_str(), link.1.as_str());
-                    self.busy.remove(&link);
+                } else {
+                    sim.partition(link.0.as_str(), link.1.as_str());
                 }
-                Ending::FastDisk(node) => world.slots[node].commit_us.store(FAST_DISK_US, Ordering::Relaxed),
+                let next = now + self.rng.random_range(15..180);
+                self.until(next, Ending::Flap { link, cut: !cut, over });
+            }
+            Ending::Fast(link) => {
+                sim.set_link_max_message_latency(link.0.as_str(), link.1.as_str(), LINK_LATENCY);
+                self.busy.remove(&link);
+            }
+            Ending::Lossless(link) => {
+                sim.set_link_fail_rate(link.0.as_str(), link.1.as_str(), 0.0);
+                // A link that was broken at random stays so until a message finds it repaired.
+                self.repair(sim, link);
+            }
+            Ending::FastDisk(node) => world.slots[node].commit_us.store(FAST_DISK_US, Ordering::Relaxed),
+            Ending::Room(node) => world.slots[node].set_full(false),
+            Ending::Steady(node) => world.slots[node].clocks.flap(now * 1_000, 0),
+            Ending::Empty(node) => {
+                sim.crash(host(node));
+                world.slots[node].crash(None);
+                world.slots[node].set_full(false);
+                world.slots[node].wipe();
+                self.down[node] = false;
+                self.leaving[node] = false;
+                world.with_history(|history| {
+                    history.trace.note(now, format_args!("node-{} is gone", node + 1));
+                    history.lost(world, node, (0..=world.shards).map(GroupId));
+                });
             }
         }
+    }
+
+    fn repair(&mut self, sim: &Sim<'_>, link: Link) {
+        sim.repair(link.0.as_str(), link.1.as_str());
+        self.busy.remove(&link);
     }
 }
 
 fn links_of(node: usize) -> Vec<Link> {
-    (0..NODES).filter(|other| *other != node).map(|other| link(host(node), host(other))).collect()
+    (0..SLOTS).filter(|other| *other != node).map(|other| link(host(node), host(other))).collect()
 }
 
 fn leader(world: &World) -> Option<usize> {
-    (0..NODES).find(|node| world.slots[*node].running().is_some_and(|context| context.control.leads()))
+    (0..SLOTS).find(|node| world.slots[*node].running().is_some_and(|running| running.context.control.leads()))
 }

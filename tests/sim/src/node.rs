@@ -7,15 +7,17 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use quorate_node::cluster::ClusterApi;
 use quorate_node::cluster::formation::Formation;
-use quorate_node::{Addresses, Clock, Config, Context, ErrorReason, Metrics, Node, grpc};
+use quorate_node::{Addresses, Config, Context, ErrorReason, Metrics, Node, grpc};
 use quorate_raft::{BoxIo, GroupsConfig, Identity, Observer, Seams, TaskHooks, WriterMode};
 use quorate_state::Operation;
 use quorate_state::control::Command;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::elapsed_us;
 use crate::network::{SimulatedTcp, channel, listen};
-use crate::world::{CLIENT_PORT, PEER_PORT, Slot, World, host};
+use crate::slot::{Running, Slot};
+use crate::world::{CLIENT_PORT, PEER_PORT, SLOTS, World, host};
 
 /// Small, so that checkpoints, purges and snapshots happen within seconds.
 const SNAPSHOT_LOG_BYTES: u64 = 24 << 10;
@@ -27,19 +29,29 @@ const PROBE_PATIENCE: Duration = Duration::from_secs(1);
 /// The process of a node, until it is killed.
 pub(crate) async fn run(world: Arc<World>, node: usize) -> turmoil::Result {
     let slot = world.slots[node].clone();
+    if !slot.wanted.load(Ordering::Relaxed) {
+        return std::future::pending().await;
+    }
     let running = match assemble(&world, &slot).await {
         Ok(running) => running,
         Err(error) => {
             // A disk that failed under the start is a fault that was injected; everything else is a find.
+            if slot.is_full() {
+                slot.died.store(true, Ordering::Relaxed);
+            }
             if !slot.died.load(Ordering::Relaxed) {
-                world.history.lock().violation(format!("{} does not start: {error:#}", host(node)));
+                world.with_history(|history| history.violation(format!("{} does not start: {error:#}", host(node))));
             }
             return std::future::pending().await;
         }
     };
-    *slot.context.lock() = Some(running.context.clone());
+    slot.started(Running {
+        context: running.context.clone(),
+        hosting: running.hosting.clone(),
+        removed: running.removed.clone(),
+    });
     serve(&running).await?;
-    form(&running.context, &running.formation, node).await;
+    form(&world, &running.context, &running.formation, node).await;
     probe(&world, &running.context).await
 }
 
@@ -50,28 +62,33 @@ async fn assemble(world: &Arc<World>, slot: &Arc<Slot>) -> anyhow::Result<Node> 
         peer: format!("{name}:{PEER_PORT}"),
         http: format!("{name}:7702"),
     };
+    // No threads: searches run where they are asked, and nothing is built.
     let config =
-        Config { data_dir: slot.dir.clone(), label: name, search_threads: 1, build_threads: 0, ..Config::default() };
+        Config { data_dir: slot.dir.clone(), label: name, search_threads: 0, build_threads: 0, ..Config::default() };
     let metrics = Metrics::new();
-    let mut raft = GroupsConfig::new(Identity::open(&slot.dir)?, slot.dir.clone(), addresses.peer.clone());
+    let identity = Identity::open(&slot.dir)?;
+    *slot.id.lock() = Some(identity.node);
+    let mut raft = GroupsConfig::new(identity, slot.dir.clone(), addresses.peer.clone());
     raft.timers = config.timers.timers();
     raft.registry = metrics.registry.clone();
     raft.threads = None;
     raft.snapshot_log_bytes = SNAPSHOT_LOG_BYTES;
     raft.purge_tail = PURGE_TAIL;
-    raft.observer = Some({
-        let (world, node) = (world.clone(), slot.node);
-        Observer::new(move |entry| world.history.lock().applying(node, entry))
-    });
-    let (log, states) = slot.disks();
+    raft.observer = Some(observer(world, slot));
     let seams = Seams {
-        log: Arc::new(log),
-        states: Arc::new(states),
+        log: Arc::new(slot.log()),
+        floor: Arc::new(slot.floor()),
+        states: Arc::new(slot.states()),
         connector: Arc::new(SimulatedTcp),
         writer: WriterMode::Task(hooks(world, slot)),
     };
-    let clock = Arc::new(SkewedClock { ahead_us: world.choose(0..300_000) });
-    Ok(Node::assemble(config, addresses, raft, seams, clock, metrics).await?)
+    Ok(Node::assemble(config, addresses, raft, seams, slot.clocks.clone(), metrics).await?)
+}
+
+fn observer(world: &Arc<World>, slot: &Arc<Slot>) -> Observer {
+    let (told, ending, node) = (world.clone(), slot.clone(), slot.node);
+    Observer::new(move |entry| told.with_history(|history| history.applying(&*told, node, entry)))
+        .ending_at(move |point| ending.ends_at(point))
 }
 
 fn hooks(world: &Arc<World>, slot: &Arc<Slot>) -> TaskHooks {
@@ -79,7 +96,10 @@ fn hooks(world: &Arc<World>, slot: &Arc<Slot>) -> TaskHooks {
     TaskHooks {
         latency: Arc::new(move || {
             let most = disk.commit_us.load(Ordering::Relaxed);
-            Duration::from_micros(world.choose(0..most))
+            let latency = world.choose(0..most) + disk.stall_us.swap(0, Ordering::Relaxed);
+            let latency = Duration::from_micros(latency);
+            disk.batch(elapsed_us(), latency);
+            latency
         }),
         failed: Arc::new(move |_| dying.died.store(true, Ordering::Relaxed)),
     }
@@ -109,19 +129,26 @@ async fn groups_served(
     }
 }
 
-/// Makes the cluster on the first node, and joins it on the others, however often the process is killed meanwhile.
-async fn form(context: &Context, formation: &Formation, node: usize) {
-    let seed = format!("{}:{CLIENT_PORT}", host(0));
+/// Makes the cluster on the first node, and joins it on the others through any node that answers, however often the process
+/// is killed meanwhile. The first node joins too, once its place was emptied.
+async fn form(world: &World, context: &Context, formation: &Formation, node: usize) {
+    let founds = node == 0 && world.with_history(|history| history.machines.control.cluster().is_none());
+    let mut turn = node;
     loop {
-        let made = if node == 0 {
+        let made = if founds {
             if context.control.read(|control| control.cluster().is_some()) {
                 return;
             }
-            formation.init(1).await.map(|_| ())
+            formation.init(world.shards).await.map(|_| ())
         } else {
             if context.control.group().is_some() {
                 return;
             }
+            turn = (turn + 1) % SLOTS;
+            if turn == node {
+                turn = (turn + 1) % SLOTS;
+            }
+            let seed = format!("{}:{CLIENT_PORT}", host(turn));
             match channel(&seed).await {
                 Ok(channel) => formation.join_through(&seed, channel).await.map(|_| ()),
                 Err(_) => Err(quorate_node::Error::no_leader()),
@@ -141,34 +168,13 @@ async fn probe(world: &World, context: &Context) -> turmoil::Result {
     loop {
         sleep(PROBE_EVERY).await;
         let turn = world.choose(0..1 << 32) as usize;
-        let Some((task, token)) = world.history.lock().audit.stale(turn) else { continue };
+        let Some((task, token)) = world.with_history(|history| history.audit.stale(turn)) else { continue };
         let command = Command::Complete { task, token, result: b"stale".to_vec(), children: Vec::new() };
         let until = Instant::now() + PROBE_PATIENCE;
         if let Ok(Ok(reply)) = context.control.propose_anywhere(Operation::new(command), until).await {
-            world.history.lock().violation(format!("task {task} takes the stale token {token}: {reply:?}"));
+            world.with_history(|history| {
+                history.violation(format!("task {task} takes the stale token {token}: {reply:?}"));
+            });
         }
-    }
-}
-
-/// Simulated time; the wall clocks of the nodes differ.
-struct SkewedClock {
-    ahead_us: u64,
-}
-
-/// Log time begins somewhere after the epoch, where 0 means none.
-const BEGIN_US: u64 = 1_000_000;
-
-fn elapsed_us() -> u64 {
-    let elapsed = turmoil::sim_elapsed().unwrap_or_default();
-    u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX)
-}
-
-impl Clock for SkewedClock {
-    fn monotonic_us(&self) -> u64 {
-        elapsed_us()
-    }
-
-    fn wall_us(&self) -> u64 {
-        BEGIN_US + self.ahead_us + elapsed_us()
     }
 }

@@ -32,11 +32,17 @@ pub(crate) struct Report {
     pub(crate) violations: Vec<String>,
 }
 
-/// Under this a run says nothing, for so many steps each.
-const STEPS_PER_COMMIT: u64 = 100;
-const STEPS_PER_OPERATION: u64 = 200;
-const STEPS_PER_ELECTION: u64 = 10_000;
-const STEPS_PER_CRASH: u64 = 10_000;
+/// Under this a run says nothing, for so many steps each. [`FLOORS`] says the same to people.
+const STEPS_PER_COMMIT: u64 = 50;
+const STEPS_PER_OPERATION: u64 = 50;
+const STEPS_PER_ELECTION: u64 = 4_000;
+const STEPS_PER_CRASH: u64 = 5_000;
+
+/// The floors, for the help.
+pub(crate) const FLOORS: &str = "\
+A seed is invalid, and counted apart, if less than this has happened in 20,000 steps (in proportion for another number):
+400 commits (entries of all groups that took effect), 400 operations (that clients were answered), 5 elections (leaders of
+all groups of whom an entry took effect), 4 crashes (nodes that lost their process).";
 
 impl Report {
     /// The report of a run that has ended.
@@ -46,8 +52,8 @@ impl Report {
             steps,
             ended: history.step,
             faults: nemesis.faults.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
-            commits: history.commits(),
-            elections: history.elections(),
+            commits: history.machines.entries(),
+            elections: history.machines.leaders(),
             crashes: nemesis.crashes,
             operations: history.operations,
             trace: format!("{:016x}", history.trace.value()),
@@ -155,5 +161,28 @@ impl Summary {
             self.operations,
             faults.join(", ")
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_under_any_floor_is_invalid() {
+        let floor =
+            Report { steps: 20_000, commits: 400, operations: 400, elections: 5, crashes: 4, ..Report::default() };
+        assert!(floor.is_valid());
+        for less in [
+            Report { commits: 399, ..floor.clone() },
+            Report { operations: 399, ..floor.clone() },
+            Report { elections: 4, ..floor.clone() },
+            Report { crashes: 3, ..floor.clone() },
+        ] {
+            assert!(!less.is_valid(), "{less:?}");
+        }
+        for number in ["400 commits", "400 operations", "5 elections", "4 crashes"] {
+            assert!(FLOORS.contains(number), "{number}");
+        }
     }
 }

@@ -9,22 +9,31 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use mad_turmoil::time::SimClocksGuard;
 use parking_lot::Mutex;
-use quorate_state::Position;
+use quorate_raft::GroupId;
+use quorate_state::control::ReplicaState;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use turmoil::Sim;
 
-use crate::clients::{AGENTS, agent_host, run_agent, run_clients};
+use crate::agents::{AGENTS, agent_host, run_agent};
+use crate::clients::run_clients;
+use crate::history::History;
+use crate::memory;
 use crate::nemesis::{LINK_LATENCY, Nemesis};
 use crate::node;
 use crate::report::Report;
-use crate::world::{NODES, World, host};
+use crate::slot::{Running, Slot};
+use crate::trace::Trace;
+use crate::witness;
+use crate::world::{FOUNDERS, SLOTS, World, host};
 
-/// The cluster must be formed by then.
+/// The cluster must be formed by then, or so long after the last fault of its formation.
 const FORMED_WITHIN: u64 = 15_000;
-/// Everything must be completed so long after the last fault.
-const SETTLED_WITHIN: u64 = 40_000;
-/// Every so many steps the machines are asked whether they contradict themselves.
+/// Faults strike at the formation for so long, in the seeds that have such.
+const EARLY_FAULTS: u64 = 3_000;
+/// Everything must be done so long after the last fault.
+const SETTLED_WITHIN: u64 = 60_000;
+/// Every so many steps the machines are asked whether they contradict themselves, and their rows are compared.
 const CHECK_EVERY: u64 = 500;
 /// A simulation that makes no step for so long hangs.
 const HANG: Duration = Duration::from_secs(60);
@@ -33,32 +42,31 @@ const HANG: Duration = Duration::from_secs(60);
 pub(crate) fn run(seed: u64, steps: u64) -> anyhow::Result<Report> {
     let scratch = tempfile::tempdir()?;
     let directory = scratch.path().to_owned();
+    let history = History::new(Trace::open()?);
     let panics = record_panics();
     watch_progress();
     mad_turmoil::rand::set_rng(StdRng::seed_from_u64(seed));
     // A thread takes the keys of its hash maps once; those of this one are older than the seed.
-    let simulation = std::thread::spawn(move || simulate(seed, steps, &directory, &panics));
+    let simulation = std::thread::spawn(move || simulate(seed, steps, &directory, history, &panics));
     simulation.join().map_err(|_| anyhow::anyhow!("the simulation of seed {seed} ended by a panic"))
 }
 
-fn simulate(seed: u64, steps: u64, scratch: &Path, panics: &Mutex<Vec<String>>) -> Report {
+fn simulate(seed: u64, steps: u64, scratch: &Path, history: History, panics: &Mutex<Vec<String>>) -> Report {
     let _clocks = SimClocksGuard::init();
-    let world = World::new(seed, scratch);
+    let world = World::new(seed, scratch, history);
     let mut nemesis = Nemesis::new(seed);
     let mut sim = build(seed, &world);
-    let outcome = catch_unwind(AssertUnwindSafe(|| drive(&mut sim, &world, &mut nemesis, steps)));
-    if outcome.is_err() {
-        world.history.lock().violation("the run ended by a panic");
-    }
-    for slot in &world.slots {
-        *slot.context.lock() = None;
-    }
+    let outcome = catch_unwind(AssertUnwindSafe(|| drive(&mut sim, &world, &mut nemesis, seed, steps)));
     // The process ends after this; taking a stopped world apart would only find trouble of its own.
     std::mem::forget(sim);
     let mut history = world.history.lock();
+    if outcome.is_err() {
+        history.violation("the run ended by a panic");
+    }
     for panic in panics.lock().iter() {
         history.violation(format!("panic: {panic}"));
     }
+    history.trace.flush();
     Report::new(seed, steps, &history, &nemesis)
 }
 
@@ -75,7 +83,7 @@ fn build(seed: u64, world: &Arc<World>) -> Sim<'static> {
         .epoch(std::time::UNIX_EPOCH)
         .enable_random_order()
         .build();
-    for node in 0..NODES {
+    for node in 0..SLOTS {
         let world = world.clone();
         sim.host(host(node), move || node::run(world.clone(), node));
     }
@@ -83,82 +91,131 @@ fn build(seed: u64, world: &Arc<World>) -> Sim<'static> {
         let world = world.clone();
         sim.host(agent_host(agent), move || run_agent(world.clone(), agent));
     }
+    {
+        let world = world.clone();
+        sim.host(witness::HOST, move || witness::run(world.clone()));
+    }
     let world = world.clone();
     sim.host("clients", move || run_clients(world.clone()));
     sim
 }
 
-fn drive(sim: &mut Sim<'_>, world: &World, nemesis: &mut Nemesis, steps: u64) {
+fn drive(sim: &mut Sim<'_>, world: &World, nemesis: &mut Nemesis, seed: u64, steps: u64) {
     let mut watch = Watch::default();
+    let early = if Nemesis::begins_early(seed) { EARLY_FAULTS } else { 0 };
     let mut formed = false;
     let mut step = 0;
     while step < steps && watch.goes_on(world) {
         step += 1;
         watch.step(sim, world, step);
         formed = formed || is_formed(world);
-        if formed {
-            nemesis.step(sim, world, step);
-        } else if step == FORMED_WITHIN {
-            world.history.lock().violation("the cluster is not formed");
+        if formed || step < early {
+            nemesis.step(sim, world, step, formed);
+        } else {
+            nemesis.bury(sim, world, step);
+            nemesis.heal(sim, world, step);
+            if step == early + FORMED_WITHIN {
+                world.with_history(|history| history.violation("liveness: the cluster is not formed"));
+            }
         }
     }
-    nemesis.heal(sim, world);
+    nemesis.heal(sim, world, step);
     world.closing.store(true, Ordering::Relaxed);
     let last = step + SETTLED_WITHIN;
-    while watch.goes_on(world) && !is_settled(world) {
+    while watch.goes_on(world) && !(nemesis.is_at_rest() && is_settled(world)) {
         step += 1;
         watch.step(sim, world, step);
         nemesis.bury(sim, world, step);
-        nemesis.heal(sim, world);
+        nemesis.heal(sim, world, step);
         if step == last {
             let what = format!("liveness: {}", unsettled(world));
-            world.history.lock().violation(what);
+            world.with_history(|history| history.violation(what));
         }
     }
     watch.check(world);
-    let mut history = world.history.lock();
-    if history.is_clean() {
-        history.conclude();
-    }
+    world.with_history(|history| {
+        if history.is_clean() {
+            memory::settle(&world.keys, history);
+            history.conclude();
+        }
+    });
 }
 
-/// Whether all nodes are members and vote.
+/// Whether all founders are members and vote, and the shards are served.
 fn is_formed(world: &World) -> bool {
-    world.slots.iter().all(|slot| {
-        let Some(group) = slot.running().and_then(|context| context.control.group()) else { return false };
-        group.status().voters.len() == NODES
-    })
+    let votes = |slot: &Arc<Slot>| {
+        let Some(group) = slot.running().and_then(|running| running.context.control.group()) else { return false };
+        group.status().voters.len() >= FOUNDERS
+    };
+    world.slots.iter().take(FOUNDERS).all(votes)
+        && world.history.lock().machines.control.shards().all(|shard| shard.initialized)
 }
 
-/// Whether everything is completed and every node knows it.
-fn is_settled(world: &World) -> bool {
-    world.in_flight.load(Ordering::Relaxed) == 0 && world.history.lock().is_done() && {
-        let positions: Vec<_> = world.slots.iter().map(|slot| position(slot)).collect();
-        positions[0].is_some() && positions.iter().all(|position| *position == positions[0])
+/// The nodes that are members by the log, if each of them runs and nothing is under way.
+fn members(world: &World) -> Option<Vec<Running>> {
+    let mut ids = Vec::new();
+    {
+        let history = world.history.lock();
+        let control = &history.machines.control;
+        let mut replicas = control.shards().flat_map(|shard| &shard.replicas);
+        let under_way = control.members().any(|member| member.leaving)
+            || control.outbox().next().is_some()
+            || !replicas.all(|replica| replica.state == ReplicaState::Voter);
+        if under_way || control.members().count() < FOUNDERS {
+            return None;
+        }
+        ids.extend(control.members().map(|member| member.node.node.0));
     }
+    let wanted = world.slots.iter().filter(|slot| slot.wanted.load(Ordering::Relaxed));
+    let running: Vec<Running> = wanted.map(|slot| slot.running()).collect::<Option<_>>()?;
+    let fits = running.len() == ids.len() && running.iter().all(|running| ids.contains(&running.context.node.0));
+    fits.then_some(running)
 }
 
-fn position(slot: &crate::world::Slot) -> Option<(Position, u64)> {
-    let context = slot.running()?;
-    Some(context.control.read(|control| (control.last_position(), control.hash())))
+/// Whether everything has come to its end and every node knows it.
+fn is_settled(world: &World) -> bool {
+    if !world.is_idle() || world.leave.lock().is_some() || !world.history.lock().is_done() {
+        return false;
+    }
+    let Some(members) = members(world) else { return false };
+    let first = members[0].control();
+    if members.iter().any(|running| running.control() != first) {
+        return false;
+    }
+    let history = world.history.lock();
+    members.iter().flat_map(Running::groups).all(|(id, group)| history.machines.last(id) == Some(group.applied()))
 }
 
 fn unsettled(world: &World) -> String {
-    let positions: Vec<_> = world.slots.iter().map(|slot| position(slot).map(|(position, _)| position.0)).collect();
-    let leads: Vec<_> =
-        world.slots.iter().map(|slot| slot.running().is_some_and(|context| context.control.leads())).collect();
-    let unfinished = world.history.lock().audit.unfinished();
-    let waiting = world.in_flight.load(Ordering::Relaxed);
+    let positions: Vec<_> = world
+        .slots
+        .iter()
+        .map(|slot| {
+            let groups = slot.running()?.groups();
+            let of = |(id, group): &(GroupId, quorate_raft::Group)| {
+                let leads = if group.leadership().borrow().mine { " leads" } else { "" };
+                format!("{id}: {}{leads}", group.applied())
+            };
+            Some(groups.iter().map(of).collect::<Vec<_>>())
+        })
+        .collect();
+    let history = world.history.lock();
+    let control = &history.machines.control;
+    let members: Vec<_> = control.members().map(|member| (member.node.name.clone(), member.leaving)).collect();
+    let shards: Vec<_> = control.shards().map(|shard| &shard.replicas).collect();
     format!(
-        "{unfinished} tasks are not completed and {waiting} enqueues not answered {SETTLED_WITHIN} ms after the last \
-         fault; the nodes are at {positions:?}, leading: {leads:?}"
+        "{} tasks have no end and the calls {:?} no answer {SETTLED_WITHIN} ms after the last fault; the nodes are at \
+         {positions:?}; to leave: {:?}; members: {members:?}; shards: {shards:?}",
+        history.audit.unfinished(),
+        world.in_flight(),
+        world.leave.lock(),
     )
 }
 
 /// Looks at the nodes after each step.
 #[derive(Default)]
 struct Watch {
-    seen: [u64; NODES],
+    seen: [u64; SLOTS],
     failed: bool,
 }
 
@@ -172,32 +229,59 @@ impl Watch {
         world.history.lock().step = step;
         if let Err(error) = sim.step() {
             self.failed = true;
-            world.history.lock().violation(format!("a host failed: {error}"));
+            world.with_history(|history| history.violation(format!("a host failed: {error}")));
             return;
         }
-        for (node, slot) in world.slots.iter().enumerate() {
-            let Some((position, hash)) = position(slot) else { continue };
-            if position.0 != self.seen[node] {
-                self.seen[node] = position.0;
-                world.history.lock().reached(node, position, hash);
+        world.with_history(|history| {
+            for (node, slot) in world.slots.iter().enumerate() {
+                let Some(running) = slot.running() else { continue };
+                history.leads_on(node, &running);
+                let (position, hash) = running.control();
+                if position.0 != self.seen[node] {
+                    self.seen[node] = position.0;
+                    history.reached(node, position, hash);
+                }
             }
-        }
+        });
         if step.is_multiple_of(CHECK_EVERY) {
             self.check(world);
         }
     }
 
     fn check(&self, world: &World) {
-        for (node, slot) in world.slots.iter().enumerate() {
-            let Some(context) = slot.running() else { continue };
-            if let Err(wrong) = context.control.read(|control| control.check()) {
-                let wrong = wrong.join("; ");
-                world.history.lock().violation(format!("control on node-{} contradicts itself: {wrong}", node + 1));
+        let mut wrong = Vec::new();
+        for slot in &world.slots {
+            if slot.died.load(Ordering::Relaxed) {
+                continue;
             }
-            let stopped = context.control.group().is_some_and(|group| group.stopped().now_or_never().is_some());
-            if stopped && !slot.died.load(Ordering::Relaxed) {
-                world.history.lock().violation(format!("control has stopped on node-{}", node + 1));
+            if let Some(running) = slot.running() {
+                check_node(world, slot, &running, &mut wrong);
             }
+        }
+        world.with_history(|history| {
+            history.note(wrong);
+            history.check();
+        });
+    }
+}
+
+/// Asks a node's machines whether they contradict themselves, and compares its rows with those that the log makes.
+fn check_node(world: &World, slot: &Slot, running: &Running, wrong: &mut Vec<String>) {
+    let name = host(slot.node);
+    if let Err(found) = running.context.control.read(|control| control.check()) {
+        wrong.push(format!("control on {name} contradicts itself: {}", found.join("; ")));
+    }
+    for (id, group) in running.groups() {
+        if group.stopped().now_or_never().is_some() && !*running.removed.borrow() && !slot.is_full() {
+            wrong.push(format!("group {id} has stopped on {name}"));
+        }
+        let applied = group.applied();
+        let history = world.history.lock();
+        let compared = slot.states().written(id, |rows| history.machines.compare_rows(slot.node, id, applied, rows));
+        if let Some((position, found)) = compared
+            && position == Some(applied)
+        {
+            wrong.extend(found);
         }
     }
 }

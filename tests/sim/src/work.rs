@@ -21,8 +21,12 @@ pub(crate) fn result(payload: &[u8]) -> Vec<u8> {
 
 /// The payload of the child that a completion enqueues, if there is one.
 pub(crate) fn child(payload: &[u8]) -> Option<Vec<u8>> {
-    let is_child = payload.starts_with(b"child of ");
-    (!is_child && Digest::of(payload).value().is_multiple_of(3)).then(|| [b"child of ".as_slice(), payload].concat())
+    let has_one = !is_child(payload) && Digest::of(payload).value().is_multiple_of(3);
+    has_one.then(|| [b"child of ".as_slice(), payload].concat())
+}
+
+fn is_child(payload: &[u8]) -> bool {
+    payload.starts_with(b"child of ")
 }
 
 /// Whether the first attempt at the task fails.
@@ -30,9 +34,22 @@ pub(crate) fn fails_first(payload: &[u8]) -> bool {
     Digest::of(payload).value() % 7 == 1
 }
 
-/// How long an attempt takes.
+/// Whether every attempt at the task says that no other one will do: it goes to the dead letters.
+pub(crate) fn dies(payload: &[u8]) -> bool {
+    Digest::of(payload).value() % 37 == 5
+}
+
+/// Whether its producer calls the task off some time after it was enqueued.
+pub(crate) fn is_called_off(payload: &[u8]) -> bool {
+    !is_child(payload) && Digest::of(payload).value() % 29 == 11
+}
+
+/// How long an attempt takes: mostly moments, sometimes longer than a lease is without heartbeats.
 pub(crate) fn takes(payload: &[u8]) -> Duration {
     let digest = Digest::of(payload).value() >> 8;
-    let long = digest.is_multiple_of(20);
-    Duration::from_millis(if long { 800 } else { 2 + digest % 40 })
+    Duration::from_millis(match digest % 40 {
+        0 => 2_600,
+        1 | 2 => 800,
+        _ => 2 + digest % 40,
+    })
 }

@@ -1,21 +1,26 @@
 //! What the driver of a run shares with the hosts in it. All of it lives on one thread; the locks are for the types.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use quorate_node::Context;
-use quorate_raft::LogChange;
-use quorate_raft::memory::{CommitFault, MemoryLog, MemoryStates};
+use quorate_raft::memory::{RecordView, VoteView};
+use quorate_raft::{GroupId, LogChange, ReplicaId};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
+use uuid::Uuid;
 
+use crate::check::Disks;
 use crate::history::History;
+use crate::slot::Slot;
 
-/// Nodes of the cluster.
-pub(crate) const NODES: usize = 3;
+/// Nodes that form the cluster.
+pub(crate) const FOUNDERS: usize = 3;
+/// Places for nodes. One more than members at rest: nodes leave and join.
+pub(crate) const SLOTS: usize = 4;
 /// Where a node serves clients.
 pub(crate) const CLIENT_PORT: u16 = 7700;
 /// Where a node serves its peers.
@@ -28,7 +33,18 @@ pub(crate) fn host(node: usize) -> String {
 
 /// The client addresses of all nodes, beginning with one of them.
 pub(crate) fn endpoints(first: usize) -> Vec<String> {
-    (0..NODES).map(|turn| format!("{}:{CLIENT_PORT}", host((first + turn) % NODES))).collect()
+    (0..SLOTS).map(|turn| format!("{}:{CLIENT_PORT}", host((first + turn) % SLOTS))).collect()
+}
+
+/// An enqueue that was acknowledged: its id, its payload and the answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Sent {
+    /// The request.
+    pub(crate) request: Uuid,
+    /// The payload of its task.
+    pub(crate) payload: String,
+    /// The task.
+    pub(crate) task: u64,
 }
 
 /// One run.
@@ -39,22 +55,43 @@ pub(crate) struct World {
     pub(crate) slots: Vec<Arc<Slot>>,
     /// Choices of the hosts; the driver has a generator of its own.
     rng: Mutex<StdRng>,
+    /// Shards of the cluster.
+    pub(crate) shards: u32,
     /// Producers begin nothing new.
     pub(crate) closing: AtomicBool,
-    /// Enqueues without an answer.
-    pub(crate) in_flight: AtomicUsize,
+    /// Calls whose answer somebody waits for, however long.
+    in_flight: Mutex<BTreeMap<u64, String>>,
+    /// What makes payloads and values unique; outlives the process of the clients.
+    numbers: AtomicU64,
+    /// What was acknowledged and may be said again.
+    pub(crate) sent: Mutex<Vec<Sent>>,
+    /// The node that is to leave, and the operator's progress with it.
+    pub(crate) leave: Mutex<Option<usize>>,
+    /// The keys of memory points.
+    pub(crate) keys: Mutex<crate::memory::Keys>,
+    /// The clients may use the collection.
+    pub(crate) has_collection: AtomicBool,
 }
 
 impl World {
     /// A world with empty disks below `scratch`.
-    pub(crate) fn new(seed: u64, scratch: &std::path::Path) -> Arc<World> {
-        let slots = (0..NODES).map(|node| Arc::new(Slot::new(node, scratch.join(host(node))))).collect();
+    pub(crate) fn new(seed: u64, scratch: &Path, history: History) -> Arc<World> {
+        let mut rng = StdRng::seed_from_u64(seed ^ 0x5eed);
+        let slots: Vec<_> =
+            (0..SLOTS).map(|node| Arc::new(Slot::new(node, scratch, rng.random_range(0..300_000)))).collect();
+        slots.iter().take(FOUNDERS).for_each(|slot| slot.wanted.store(true, Ordering::Relaxed));
         Arc::new(World {
-            history: Mutex::default(),
+            history: Mutex::new(history),
             slots,
-            rng: Mutex::new(StdRng::seed_from_u64(seed ^ 0x5eed)),
+            shards: rng.random_range(1..3),
+            rng: Mutex::new(rng),
             closing: AtomicBool::new(false),
-            in_flight: AtomicUsize::new(0),
+            in_flight: Mutex::default(),
+            numbers: AtomicU64::new(0),
+            sent: Mutex::default(),
+            leave: Mutex::default(),
+            keys: Mutex::default(),
+            has_collection: AtomicBool::new(false),
         })
     }
 
@@ -63,84 +100,102 @@ impl World {
         self.rng.lock().random_range(range)
     }
 
+    /// Whether one of `times` happens.
+    pub(crate) fn one_in(&self, times: u64) -> bool {
+        self.choose(0..times) == 0
+    }
+
     /// A time within a range of milliseconds.
     pub(crate) fn pause(&self, ms: std::ops::Range<u64>) -> Duration {
         Duration::from_millis(self.choose(ms))
     }
-}
 
-/// What outlives the process of a node, and what the driver sees of the process.
-pub(crate) struct Slot {
-    /// The number of the node.
-    pub(crate) node: usize,
-    /// Its data directory: identity and checkpoints are real files.
-    pub(crate) dir: PathBuf,
-    disks: Mutex<Disks>,
-    /// The running node.
-    pub(crate) context: Mutex<Option<Context>>,
-    /// A commit has failed: the process is to die.
-    pub(crate) died: AtomicBool,
-    /// Commits take up to this many microseconds.
-    pub(crate) commit_us: AtomicU64,
-}
-
-struct Disks {
-    log: MemoryLog,
-    states: MemoryStates,
-}
-
-/// How long a commit takes at most on a disk in order, in microseconds.
-pub(crate) const FAST_DISK_US: u64 = 1_500;
-
-impl Slot {
-    fn new(node: usize, dir: PathBuf) -> Slot {
-        let disks = Disks { log: MemoryLog::new(), states: MemoryStates::new(dir.join("states")) };
-        Slot {
-            node,
-            dir,
-            disks: Mutex::new(disks),
-            context: Mutex::new(None),
-            died: AtomicBool::new(false),
-            commit_us: AtomicU64::new(FAST_DISK_US),
-        }
+    /// A number that was never given before.
+    pub(crate) fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The disks, for the process that starts now.
-    pub(crate) fn disks(&self) -> (MemoryLog, MemoryStates) {
-        let disks = self.disks.lock();
-        (disks.log.clone(), disks.states.clone())
+    /// Keeps a call in mind until what is returned is dropped.
+    pub(crate) fn calls(self: &Arc<Self>, what: String) -> Call {
+        let number = self.number();
+        self.in_flight.lock().insert(number, what);
+        Call { world: self.clone(), number }
     }
 
-    /// Takes from the disks what was not durable, and what the dead process could still do to them.
-    pub(crate) fn crash(&self) {
-        let mut disks = self.disks.lock();
-        disks.log.clear_hook();
-        let (log, states) = (disks.log.crash(), disks.states.crash());
-        *disks = Disks { log, states };
-        self.died.store(false, Ordering::Relaxed);
+    /// Calls whose answer somebody waits for.
+    pub(crate) fn in_flight(&self) -> Vec<String> {
+        self.in_flight.lock().values().cloned().collect()
     }
 
-    /// Lets the process die at one of the coming commits.
-    pub(crate) fn arm(&self, mut after: u64, fault: CommitFault) {
-        self.disks.lock().log.set_hook(move |_, changes| {
-            after = after.saturating_sub(1);
-            // A batch is atomic to the log database; only the appended end of a log may be torn.
-            let appends = changes.iter().all(|change| matches!(change, LogChange::Append { .. }));
-            match fault {
-                _ if after > 0 => CommitFault::None,
-                CommitFault::Torn { .. } if !appends => CommitFault::CrashBefore,
-                fault => fault,
+    /// Whether there are any.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.in_flight.lock().is_empty()
+    }
+
+    /// Whether the clients have stopped beginning anything.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
+    }
+
+    /// Runs a look at or a change of the history, which has heard of all that the disks did by then.
+    pub(crate) fn with_history<R>(&self, change: impl FnOnce(&mut History) -> R) -> R {
+        let mut history = self.history.lock();
+        for slot in &self.slots {
+            for written in slot.take_written() {
+                history.written(self, slot.node, &written);
             }
-        });
+        }
+        change(&mut history)
+    }
+}
+
+/// A call that somebody waits for.
+pub(crate) struct Call {
+    world: Arc<World>,
+    number: u64,
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.world.in_flight.lock().remove(&self.number);
+    }
+}
+
+/// What a disk has made durable.
+#[derive(Debug)]
+pub(crate) struct Written {
+    /// The change.
+    pub(crate) change: LogChange,
+    /// When its batch was gathered.
+    pub(crate) gathered: crate::check::log_time::Interval,
+}
+
+impl Disks for World {
+    fn count(&self) -> usize {
+        self.slots.len()
     }
 
-    /// The process dies at no commit.
-    pub(crate) fn disarm(&self) {
-        self.disks.lock().log.clear_hook();
+    fn owner(&self, node: usize, group: GroupId) -> Option<ReplicaId> {
+        self.slots[node].log().owner(group)
     }
 
-    /// What the driver may look at, while the node runs.
-    pub(crate) fn running(&self) -> Option<Context> {
-        self.context.lock().clone()
+    fn record(&self, node: usize, group: GroupId, position: u64) -> Option<RecordView> {
+        self.slots[node].log().record(group, position)
+    }
+
+    fn last(&self, node: usize, group: GroupId) -> Option<u64> {
+        self.slots[node].log().last_position(group)
+    }
+
+    fn purged(&self, node: usize, group: GroupId) -> Option<u64> {
+        self.slots[node].log().purged(group)
+    }
+
+    fn flushed(&self, node: usize, group: GroupId) -> Option<u64> {
+        self.slots[node].states().flushed_position(group)
+    }
+
+    fn vote(&self, node: usize, group: GroupId) -> Option<VoteView> {
+        self.slots[node].log().vote(group)
     }
 }

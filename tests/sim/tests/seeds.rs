@@ -1,4 +1,4 @@
-//! The simulation itself: it passes, repeats itself, and finds what is planted.
+//! The simulation itself: it passes, and repeats itself.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -38,20 +38,4 @@ fn the_same_seed_is_the_same_run() {
         report
     };
     assert_eq!(run(), run());
-}
-
-#[cfg(feature = "planted")]
-#[test]
-fn every_planted_bug_is_found() {
-    let (all, found) = sim(&["--planted", "all", "--seeds", "30"]);
-    assert!(all, "{found:#}");
-    assert_eq!(found.as_object().unwrap().len(), 5);
-}
-
-#[test]
-fn a_bug_that_nobody_planted_is_refused() {
-    let program = env!("CARGO_BIN_EXE_quorate-sim");
-    let output = Command::new(program).args(["--planted", "no-such-bug"]).output().unwrap();
-    assert!(!output.status.success());
-    assert!(String::from_utf8_lossy(&output.stderr).contains("PLANTED.md"));
 }

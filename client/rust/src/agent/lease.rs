@@ -57,6 +57,10 @@ impl Lease {
 
     /// From this moment on the agent must not act for the session.
     pub(crate) fn expires_at(&self) -> Instant {
+        #[cfg(feature = "planted")]
+        if crate::planted::is("late-surrender") {
+            return self.renewed_at + 5 * self.ttl;
+        }
         self.renewed_at + self.ttl - margin(self.ttl)
     }
 

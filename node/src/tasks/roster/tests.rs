@@ -345,6 +345,19 @@ fn a_silent_session_expires_and_an_unanswered_expiry_is_proposed_again() {
 }
 
 #[test]
+fn a_session_whose_end_is_proposed_is_neither_renewed_nor_attached() {
+    let mut stage = Stage::new();
+    let session = stage.seated(&["r"], 1);
+    assert_eq!(stage.pass(TTL), vec![session]);
+    // The entry is under way. What comes now must not let the agent believe that it may go on.
+    assert!(!stage.roster.beat(NEAR, session, 0, false, stage.now));
+    assert_eq!(stage.roster.attach(FAR, session, 1, &[], stage.now), Attachment::Ending);
+    assert_eq!(stage.roster.route(session).map(|route| route.link), Some(FAR), "it is told of the end there");
+    assert!(stage.apply(vec![Command::ExpireSession { session }])[0].is_ok());
+    assert!(!stage.roster.knows(session));
+}
+
+#[test]
 fn a_new_leader_gives_every_session_one_fresh_time_to_live() {
     let mut stage = Stage::new();
     let session = stage.open(&["r"], 1);

@@ -20,11 +20,19 @@ impl Control {
         children: Vec<NewTask>,
     ) -> Result<Reply, Reject> {
         if let Some(finished) = self.tasks.finished().get(&task)
-            && let End::Completed { first_child, children } = finished.end
+            && let End::Completed { first_child, children: count } = finished.end
             && finished.token == token
         {
-            return Ok(Reply::Completed { children: consecutive(first_child, children) });
+            #[cfg(feature = "planted")]
+            if crate::planted::is("double-completion") {
+                let first_child = self.add_tasks(step, children, task)?;
+                return Ok(Reply::Completed { children: consecutive(first_child, count) });
+            }
+            return Ok(Reply::Completed { children: consecutive(first_child, count) });
         }
+        #[cfg(feature = "planted")]
+        let children =
+            if crate::planted::is("lost-child") && !step.replies.is_empty() { Vec::new() } else { children };
         let session = self.attempt(task, token)?;
         if result.len() > MAX_RESULT_BYTES {
             return Err(Reject::invalid(format!(

@@ -103,6 +103,8 @@ impl Control {
         self.requests.derive();
         self.sessions.derive();
         self.tasks.derive();
+        #[cfg(feature = "planted")]
+        self.tasks.forget_waiting();
         for (id, task) in self.tasks.live().iter() {
             if let Stage::Granted { session } = task.stage {
                 self.sessions.start(session, id, task.token);

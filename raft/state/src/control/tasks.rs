@@ -401,6 +401,14 @@ impl Tasks {
         self.finished.load(key, value, changes)
     }
 
+    /// The planted bug `lost-retry`.
+    #[cfg(feature = "planted")]
+    pub(super) fn forget_waiting(&mut self) {
+        if crate::planted::is("lost-retry") {
+            self.waiting.clear();
+        }
+    }
+
     /// Rebuilds what is derived from the records.
     pub(super) fn derive(&mut self) {
         let mut derived = Tasks { live: std::mem::take(&mut self.live), ..Tasks::default() };
