@@ -64,6 +64,10 @@ impl LocalNode {
         }
         Ok(())
     }
+    /// Whether its process has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))))
+    }
     /// Lets the process end in good order, and waits until it is gone.
     pub async fn stop(&mut self) -> Result<()> {
         let Some(mut child) = self.child.take() else { return Ok(()) };
@@ -143,6 +147,15 @@ impl LocalCluster {
         ensure!(!target.is_running(), "{} runs already", target.label);
         let (child, _) = spawn(&self.launch, &target.label, &target.directory, Some(&target.addresses)).await?;
         self.nodes[node].child = Some(child);
+        Ok(())
+    }
+
+    /// Starts a node again whose process has ended by itself, as a service manager does.
+    pub async fn revive(&mut self, node: usize) -> Result<()> {
+        if self.nodes[node].has_ended() {
+            self.nodes[node].kill().await?;
+            self.restart(node).await?;
+        }
         Ok(())
     }
 

@@ -54,6 +54,11 @@ async fn a_damaged_log_is_replaced() -> Result<()> {
             hurt: |data| damage::cut_middle(&damage::write_ahead_log(data)?),
         },
         Kind {
+            name: "a byte flipped in a table of the log",
+            hits: Hits::Some,
+            hurt: |data| damage::flip_middle(&damage::log_table(data)?),
+        },
+        Kind {
             name: "a table of the log deleted",
             hits: Hits::All,
             hurt: |data| Ok(fs::remove_file(damage::log_table(data)?)?),
@@ -201,6 +206,8 @@ async fn strike(
     let load = Load::start(cluster, written, next + 20)?;
     cluster.restart(victim).await?;
     let after = eventually("the node is whole again and all replicas are equal", async || {
+        // A log database that takes no more writes ends the process; the next start puts it aside.
+        cluster.revive(victim).await?;
         if !matches!(client.cluster_status().await, Ok(status) if is_whole(&status)) {
             return Ok(None);
         }
