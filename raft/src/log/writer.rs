@@ -366,6 +366,8 @@ impl Shared {
         let mut floor = self.floor.lock();
         let lowered = floor.lower(&batch.floor);
         if lowered {
+            // Into both slots: were the newer one to rot, the older would still promise what is about to be cut off.
+            self.write(&mut floor)?;
             self.write(&mut floor)?;
         }
         Ok(lowered)
