@@ -2,17 +2,19 @@
 
 use std::process::ExitCode;
 
+use quorate_node::planted::VARIABLE;
+
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
-/// Names the bug.
-const VARIABLE: &str = "QUORATE_PLANTED";
 
 fn main() -> ExitCode {
     if let Some(name) = std::env::var_os(VARIABLE) {
         let known: Vec<&str> = quorate_node::planted::names().chain(quorate_client::planted::NAMES).collect();
         let Some(name) = known.iter().find(|known| name == **known) else {
-            eprintln!("quorate-planted: {VARIABLE} is {name:?}, which is no planted bug; there are: {}", known.join(", "));
+            eprintln!(
+                "quorate-planted: {VARIABLE} is {name:?}, which is no planted bug; there are: {}",
+                known.join(", ")
+            );
             return ExitCode::from(2);
         };
         eprintln!("quorate-planted: this process has the planted bug {name}");
