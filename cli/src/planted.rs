@@ -2,11 +2,10 @@
 
 use std::process::ExitCode;
 
+use quorate_node::planted::VARIABLE;
+
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
-/// Names the bug.
-const VARIABLE: &str = "QUORATE_PLANTED";
 
 fn main() -> ExitCode {
     if let Some(name) = std::env::var_os(VARIABLE) {

@@ -282,6 +282,10 @@ fn read_environment(environment: impl IntoIterator<Item = (String, String)>) -> 
     // In a fixed order, so that of two wrong variables always the same one is named.
     for (variable, value) in environment.into_iter().collect::<BTreeMap<_, _>>() {
         let Some(key) = variable.strip_prefix(PREFIX) else { continue };
+        #[cfg(feature = "planted")]
+        if variable == crate::planted::VARIABLE {
+            continue;
+        }
         if OTHER_VARIABLES.contains(&variable.as_str()) {
             continue;
         }

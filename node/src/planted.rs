@@ -4,8 +4,20 @@
 use std::sync::OnceLock;
 
 /// The bugs of this crate.
-pub const NAMES: [&str; 6] =
-    ["jumping-clock", "early-acknowledge", "early-grant", "cut-off-renewals", "late-close", "silent-expiry"];
+pub const NAMES: [&str; 9] = [
+    "reused-replica",
+    "convicting-leader",
+    "jumping-clock",
+    "early-acknowledge",
+    "early-grant",
+    "cut-off-renewals",
+    "unconfirmed-attach",
+    "late-close",
+    "silent-expiry",
+];
+
+/// The variable by which `quorate-planted` is told which bug it has. It is no key of a node's configuration.
+pub const VARIABLE: &str = "QUORATE_PLANTED";
 
 static CHOSEN: OnceLock<String> = OnceLock::new();
 

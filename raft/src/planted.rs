@@ -13,11 +13,12 @@ use crate::machine::{RowBatch, StateStore};
 use crate::types::{TC, Vote};
 
 /// The bugs of this crate.
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 13] = [
     "unsynced-log",
     "acknowledge-before-flush",
     "forgotten-vote",
     "dropped-truncate",
+    "ignored-floor",
     "unchecked-record",
     "purge-ahead",
     "generous-vote",

@@ -254,7 +254,13 @@ impl Watch {
             return;
         }
         let me = group.replica();
-        match verdict(me, &view.voters, &heard) {
+        let judges = view.voters.clone();
+        #[cfg(feature = "planted")]
+        let judges = match &view.leader {
+            Some((leader, _)) if crate::planted::is("convicting-leader") => BTreeSet::from([*leader]),
+            _ => judges,
+        };
+        match verdict(me, &judges, &heard) {
             Verdict::Open => {}
             Verdict::Agrees { position } => {
                 let own = heard.get(&me).and_then(|noted| noted.last_key_value());

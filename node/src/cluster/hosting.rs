@@ -216,6 +216,14 @@ impl Hosting {
                 true
             }
             (Stage::Quarantined, Some(placed)) if placed.state == ReplicaState::Retiring => false,
+            #[cfg(feature = "planted")]
+            (Stage::Quarantined, Some(placed)) if crate::planted::is("reused-replica") => {
+                let deleted = self.destroy(shard).await;
+                quarantine.dropped(group);
+                self.report(shard, deleted);
+                self.report(shard, self.start(shard, placed.replica).await);
+                true
+            }
             (Stage::Quarantined, Some(placed)) => self.ask_for_successor(shard, placed.replica, case).await,
         }
     }

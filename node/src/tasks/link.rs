@@ -143,10 +143,13 @@ pub(super) async fn serve(
             () = sleep(CONFIRM_EVERY), if unconfirmed.is_some() => {}
             frame = inbound.recv(), if unconfirmed.is_none() && under_way.len() < FRAMES_IN_FLIGHT => {
                 let Some(frame) = frame else { return };
+                let confirmed = leader.is_confirmed();
+                #[cfg(feature = "planted")]
+                let confirmed = confirmed || crate::planted::is("unconfirmed-attach");
                 match Up::decode(frame) {
                     // What an attach is told comes from this leader's book, and one that was cut off would hand out
                     // attempts that the next leader has seen finished. So the frame waits, and all behind it.
-                    Ok(up) if !up.attaches.is_empty() && !leader.is_confirmed() => unconfirmed = Some(up),
+                    Ok(up) if !up.attaches.is_empty() && !confirmed => unconfirmed = Some(up),
                     Ok(up) => under_way.extend(take_in(&leader, link, up)),
                     Err(error) => {
                         tracing::error!(%node, %error, "a relay frame does not decode; closing the stream");

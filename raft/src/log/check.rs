@@ -34,6 +34,8 @@ pub(crate) fn check(engine: &dyn LogEngine, group: GroupId, floor: &FloorEntry) 
     let committed: Option<proto::LogId> = mark::read(engine, group, MarkKind::Committed)?;
     let purged: Option<proto::PurgedMark> = mark::read(engine, group, MarkKind::Purged)?;
 
+    #[cfg(feature = "planted")]
+    let floor = &FloorEntry { last: floor.last.filter(|_| !crate::planted::is("ignored-floor")), ..floor.clone() };
     let mut scan = Scan::new(engine, group, purged.unwrap_or_default(), floor);
     let torn_from = scan.run()?;
     let crc_at_floor = scan.crc_at_floor;

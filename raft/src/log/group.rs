@@ -363,8 +363,7 @@ impl RaftLogStorage<TC> for GroupLog {
             #[cfg(feature = "planted")]
             if crate::planted::is("purge-ahead") {
                 let ahead = inner.committed.filter(|at| Some(*at) <= inner.last).unwrap_or(upto).max(upto);
-                let value =
-                    proto::PurgedMark { at: Some((&ahead).into()), crc: self.chain_after(inner, ahead.index)? };
+                let value = proto::PurgedMark { at: Some((&ahead).into()), crc: self.chain_after(inner, ahead.index)? };
                 let value = mark::encode(&value);
                 let changes = [
                     LogChange::Purge { group, upto: ahead.index },

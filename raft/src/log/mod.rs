@@ -49,6 +49,12 @@ use floor::{Floor, FloorChange, FloorEntry, Standing, Synced};
 use state::GroupState;
 use writer::Writer;
 
+/// The last position that a floor promises of a group's log.
+pub(crate) fn promised(file: Arc<dyn FloorFile>, group: GroupId) -> io::Result<Option<u64>> {
+    let (floor, _) = Floor::open(file)?;
+    Ok(floor.entry(group).and_then(|entry| entry.last).map(|synced| synced.position))
+}
+
 /// What can be set about the logs of a node.
 #[derive(Debug, Clone)]
 pub struct LogConfig {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::engine::FloorFile;
+use crate::ids::GroupId;
 
 /// What happens to one write of the floor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -55,6 +56,11 @@ impl MemoryFloor {
     /// Sets what decides the fate of each write from now on.
     pub fn set_hook(&self, hook: impl FnMut(u64) -> FloorFault + Send + 'static) {
         self.disk.lock().hook = Some(Box::new(hook));
+    }
+
+    /// The last position that the log of a group must reach, if what is written reads back.
+    pub fn promised(&self, group: GroupId) -> Option<u64> {
+        crate::log::promised(Arc::new(self.image()), group).ok().flatten()
     }
 
     /// Every write succeeds from now on.

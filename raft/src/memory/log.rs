@@ -133,6 +133,16 @@ impl MemoryLog {
         true
     }
 
+    /// Loses everything, as if the directory of the database had been deleted.
+    pub fn lose(&self) {
+        let mut disk = self.disk.lock();
+        (disk.records, disk.marks) = Default::default();
+        #[cfg(feature = "planted")]
+        {
+            disk.synced = None;
+        }
+    }
+
     /// The positions of the records of a group, for who chooses one to damage.
     pub fn positions(&self, group: GroupId) -> Vec<u64> {
         let disk = self.disk.lock();

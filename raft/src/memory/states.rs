@@ -132,6 +132,19 @@ impl MemoryStates {
         true
     }
 
+    /// Changes the durable rows of a group behind everybody's back: what comes of it reads back well, and is wrong. `None` if
+    /// there are none.
+    pub fn alter<R>(&self, group: GroupId, change: impl FnOnce(&mut BTreeMap<(Table, Bytes), Bytes>) -> R) -> Option<R> {
+        let mut disk = self.disk.lock();
+        let rows = disk.durable.get_mut(&group).filter(|rows| !rows.rows.is_empty())?;
+        Some(change(&mut Arc::make_mut(rows).rows))
+    }
+
+    /// Whether rows of a group do not read back.
+    pub fn is_rotten(&self, group: GroupId) -> bool {
+        self.disk.lock().rotten.get(&group).is_some_and(|rows| !rows.is_empty())
+    }
+
     /// Loses the durable state of a group, as if its directory had been deleted. False if there is none.
     pub fn lose(&self, group: GroupId) -> bool {
         let mut disk = self.disk.lock();

@@ -1,9 +1,10 @@
 //! The kinds of faults, their names in reports, and how often each is chosen.
 
-use quorate_raft::memory::CommitFault;
+use quorate_raft::memory::{CommitFault, FloorFault};
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 
+use crate::damage::Harm;
 use crate::slot::At;
 
 /// A kind of fault.
@@ -17,6 +18,8 @@ pub(crate) enum Kind {
     CrashAll,
     /// A node dies at a commit of its log.
     CrashAtCommit(At),
+    /// A node dies at a write of the floor.
+    CrashAtFloor,
     /// A node dies at a failpoint.
     CrashAtPoint,
     /// A commit fails with an error.
@@ -63,6 +66,8 @@ pub(crate) enum Kind {
     ClockFlap,
     /// A monotonic clock runs wrong from now on, within its bound.
     MonotonicDrift,
+    /// A node goes down, and what is on its disk is damaged before it comes back.
+    Damage(Harm),
     /// A member leaves.
     Leave,
     /// A new node joins.
@@ -70,17 +75,18 @@ pub(crate) enum Kind {
 }
 
 /// All kinds: name and weight.
-pub(crate) const KINDS: [(Kind, &str, u32); 34] = [
+pub(crate) const KINDS: [(Kind, &str, u32); 45] = [
     (Kind::Crash, "crash", 4),
     (Kind::CrashLeader, "crash_leader", 5),
     (Kind::CrashAll, "crash_all", 1),
     (Kind::CrashAtCommit(At::Any), "crash_at_commit", 5),
     (Kind::CrashAtCommit(At::Vote), "crash_at_vote", 2),
-    (Kind::CrashAtCommit(At::Membership), "crash_at_membership", 1),
+    (Kind::CrashAtCommit(At::Membership), "crash_at_membership", 2),
     (Kind::CrashAtCommit(At::Purge), "crash_at_purge", 2),
-    (Kind::CrashAtCommit(At::Truncate), "crash_at_truncate", 1),
-    (Kind::CrashAtCommit(At::Claim), "crash_at_claim", 1),
-    (Kind::CrashAtPoint, "crash_at_failpoint", 5),
+    (Kind::CrashAtCommit(At::Truncate), "crash_at_truncate", 2),
+    (Kind::CrashAtCommit(At::Claim), "crash_at_claim", 2),
+    (Kind::CrashAtFloor, "crash_at_floor", 3),
+    (Kind::CrashAtPoint, "crash_at_failpoint", 10),
     (Kind::DiskError, "disk_error", 2),
     (Kind::FullDisk, "full_disk", 1),
     (Kind::SlowDisk, "slow_disk", 2),
@@ -103,7 +109,17 @@ pub(crate) const KINDS: [(Kind, &str, u32); 34] = [
     (Kind::ClockDrift, "clock_drift", 2),
     (Kind::ClockFlap, "clock_flap", 2),
     (Kind::MonotonicDrift, "monotonic_drift", 1),
-    (Kind::Leave, "leave", 3),
+    (Kind::Damage(Harm::FlipRecord), "flip_record", 2),
+    (Kind::Damage(Harm::RemoveRecord), "remove_record", 2),
+    (Kind::Damage(Harm::FlipMark), "flip_mark", 2),
+    (Kind::Damage(Harm::RemoveMark), "remove_mark", 2),
+    (Kind::Damage(Harm::LoseLog), "lose_log", 2),
+    (Kind::Damage(Harm::FlipFloor), "flip_floor", 2),
+    (Kind::Damage(Harm::LoseFloor), "lose_floor", 2),
+    (Kind::Damage(Harm::RotRow), "rot_row", 2),
+    (Kind::Damage(Harm::LoseState), "lose_state", 2),
+    (Kind::Damage(Harm::Diverge), "diverge", 5),
+    (Kind::Leave, "leave", 8),
     (Kind::Join, "join", 4),
 ];
 
@@ -130,7 +146,7 @@ impl Kind {
     pub(crate) fn suits_formation(self) -> bool {
         // Request ids of clients are as old as the wall clock of the first leader says.
         let clock = matches!(self, Kind::ClockJump | Kind::ClockDrift | Kind::ClockFlap);
-        !clock && !matches!(self, Kind::Leave | Kind::Join)
+        !clock && !matches!(self, Kind::Leave | Kind::Join | Kind::Damage(_))
     }
 }
 
@@ -142,6 +158,15 @@ pub(crate) fn death(rng: &mut StdRng) -> CommitFault {
         // Its header is there, so that it has its length.
         2 | 3 => CommitFault::Scrambled { changes: rng.random_range(0..4), bytes: rng.random_range(30..150) },
         _ => CommitFault::Torn { changes: rng.random_range(0..4), bytes: rng.random_range(0..200) },
+    }
+}
+
+/// How a node dies at a write of the floor.
+pub(crate) fn floor_death(rng: &mut StdRng) -> FloorFault {
+    match rng.random_range(0..4) {
+        0 => FloorFault::CrashBefore,
+        1 => FloorFault::CrashAfter,
+        _ => FloorFault::Torn(rng.random_range(0..300)),
     }
 }
 

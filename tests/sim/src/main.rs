@@ -26,6 +26,7 @@ mod campaign;
 mod check;
 mod clients;
 mod clock;
+mod damage;
 mod digest;
 mod faults;
 mod history;

@@ -24,7 +24,7 @@ use crate::world::World;
 
 const COLLECTION: &str = "points";
 /// Workers, each near to another node.
-const WORKERS: usize = 4;
+const WORKERS: usize = 6;
 /// Keys at a time.
 const KEYS: usize = 8;
 /// Operations on a key until another one takes its place.
@@ -129,7 +129,7 @@ impl Worker {
                 16 => self.get(&id, Consistency::Any).await,
                 _ => self.search().await,
             }
-            sleep(self.world.pause(5..120)).await;
+            sleep(self.world.pause(5..60)).await;
         }
     }
 
@@ -223,7 +223,7 @@ impl Worker {
         };
         self.forget_unknown(request);
         let own = self.world.with_history(|history| {
-            history.operations += 1;
+            history.memory_operation();
             let to = history.step;
             history.trace.note(to, format_args!("{id}: {action:?}"));
             history.registers.add(id, Operation { from, to, action });
@@ -255,7 +255,7 @@ impl Worker {
                     self.forget_unknown(request);
                     let existed = answer.deleted > 0;
                     self.world.with_history(|history| {
-                        history.operations += 1;
+                        history.memory_operation();
                         let (to, action) = (history.step, Action::Delete { existed });
                         history.trace.note(to, format_args!("{id}: {action:?}"));
                         history.registers.add(id, Operation { from, to, action });
@@ -301,7 +301,7 @@ impl Worker {
                 let shown = points.first().map(|Point { version, payload, .. }| (*version, payload.to_vec()));
                 let version = shown.as_ref().map_or(0, |(version, _)| *version);
                 self.world.with_history(|history| {
-                    history.operations += 1;
+                    history.memory_operation();
                     let to = history.step;
                     history.trace.note(to, format_args!("{id}: {what} {version}"));
                     let wrong = history.points.read(id, shown.as_ref(), floor, what);
@@ -338,7 +338,7 @@ impl Worker {
         let doubled = answer.hits.iter().find(|hit| !twice.insert(hit.id.as_str()));
         let unordered = !answer.hits.is_sorted_by(|a, b| a.score >= b.score);
         self.world.with_history(|history| {
-            history.operations += 1;
+            history.memory_operation();
             let to = history.step;
             history.trace.note(to, format_args!("a search finds {}", answer.hits.len()));
             history.note(doubled.map(|hit| format!("a search finds {} twice", hit.id)));

@@ -11,7 +11,8 @@ use rand::{RngExt as _, SeedableRng as _};
 use turmoil::Sim;
 
 use crate::agents::{AGENTS, agent_host};
-use crate::faults::{Kind, death};
+use crate::damage::{self, Harm};
+use crate::faults::{Kind, death, floor_death};
 use crate::slot::{Armed, At, FAST_DISK_US};
 use crate::world::{SLOTS, World, host};
 
@@ -22,6 +23,8 @@ const SLOW_DISK_US: u64 = 60_000;
 const LOSS: f64 = 0.02;
 /// How long a node that has left may still run before its place is emptied.
 const GHOST: std::ops::Range<u64> = 50..3_000;
+/// Every so many steps it is asked whether damage is made good.
+const LOOK_EVERY: u64 = 50;
 /// A node that was told to join is not told anything else for so long.
 const JOIN_PATIENCE: u64 = 1_000;
 
@@ -64,6 +67,8 @@ pub(crate) struct Nemesis {
     agents_down: [bool; AGENTS],
     clients_down: bool,
     joined: u64,
+    /// Damage that waits until everything is whole.
+    waiting: Option<Harm>,
     /// Links with a fault; each has one at a time.
     busy: BTreeSet<Link>,
     /// Faults that were injected, by kind. A fault that found nothing to break is not counted.
@@ -84,6 +89,7 @@ impl Nemesis {
             agents_down: [false; AGENTS],
             clients_down: false,
             joined: 0,
+            waiting: None,
             busy: BTreeSet::new(),
             faults: BTreeMap::new(),
             crashes: 0,
@@ -100,6 +106,9 @@ impl Nemesis {
         self.bury(sim, world, now);
         self.end(sim, world, now, |active| active.until <= now);
         self.part(world, now);
+        if now.is_multiple_of(LOOK_EVERY) {
+            self.damage_late(sim, world, now);
+        }
         if now >= self.next {
             self.next = now + self.rng.random_range(60..600);
             let kind = Kind::choose(&mut self.rng);
@@ -117,12 +126,16 @@ impl Nemesis {
     /// Buries the nodes that died by themselves: by their disk, at a failpoint, or because a group stopped on a disk that
     /// had no room.
     pub(crate) fn bury(&mut self, sim: &mut Sim<'_>, world: &World, now: u64) {
+        if now.is_multiple_of(LOOK_EVERY) {
+            damage::close(world, now);
+        }
         for node in 0..SLOTS {
             let slot = &world.slots[node];
             let fault = slot.running().and_then(|running| running.context.fault.borrow().clone());
             let died = slot.died.load(Ordering::Relaxed) || (fault.is_some() && slot.is_full());
             if died && !self.down[node] {
                 if let Some(name) = slot.struck().filter(|name| *name != Kind::FullDisk.name()) {
+                    world.slots.iter().for_each(|slot| slot.forget(name));
                     let name = if failpoint::ALL.contains(&name) { Kind::CrashAtPoint.name() } else { name };
                     self.count(world, now, name);
                 }
@@ -160,6 +173,13 @@ impl Nemesis {
             }
             Kind::CrashAtCommit(at) => self.arm(world, node, at, kind.name()),
             Kind::CrashAtPoint => self.arm_point(world, node),
+            Kind::CrashAtFloor => {
+                if self.may_kill(node) {
+                    world.slots[node].arm_floor(self.rng.random_range(0..30), floor_death(&mut self.rng));
+                }
+                false
+            }
+            Kind::Damage(harm) => self.damage(sim, world, now, node, harm),
             Kind::DiskError => {
                 let armed = Armed {
                     at: At::Any,
@@ -346,9 +366,47 @@ impl Nemesis {
         self.until(until, Ending::Restart(node))
     }
 
+    /// Does the damage that had to wait until everything was whole.
+    fn damage_late(&mut self, sim: &mut Sim<'_>, world: &World, now: u64) {
+        if let Some(harm) = self.waiting.take()
+            && let Some(node) = self.any(world)
+            && self.damage(sim, world, now, node, harm)
+        {
+            self.count(world, now, Kind::Damage(harm).name());
+        }
+    }
+
+    /// Kills a node and damages its disk, if all the others are whole; otherwise that waits until they are.
+    fn damage(&mut self, sim: &mut Sim<'_>, world: &World, now: u64, node: usize, harm: Harm) -> bool {
+        if self.down.contains(&true) || self.leaving.contains(&true) || !damage::may_begin(world) {
+            self.waiting.get_or_insert(harm);
+            return false;
+        }
+        // A row may rot under a node that runs; everything else is done while it is down.
+        let runs = harm == Harm::RotRow && self.rng.random_bool(0.5);
+        if !runs {
+            self.kill(sim, world, now, node);
+        }
+        let done = damage::strike(&mut self.rng, world, node, harm, now);
+        if harm == Harm::Diverge && self.rng.random_bool(0.8) {
+            // Whoever comes back first may lead, and that may be the one that is wrong.
+            let up: Vec<usize> = self.nodes(world).filter(|node| !self.down[*node]).collect();
+            for node in up {
+                self.kill(sim, world, now, node);
+            }
+        }
+        world.with_history(|history| history.look_again(world));
+        done
+    }
+
     fn arm(&mut self, world: &World, node: usize, at: At, name: &'static str) -> bool {
         let most = if at == At::Any { 30 } else { 2 };
         let armed = Armed { at, spared: self.rng.random_range(0..most), fault: death(&mut self.rng), name };
+        if at.is_rare() {
+            // Wherever it comes first.
+            world.slots.iter().for_each(|slot| slot.arm(armed));
+            return false;
+        }
         self.arm_with(world, node, armed)
     }
 
@@ -362,9 +420,12 @@ impl Nemesis {
 
     fn arm_point(&mut self, world: &World, node: usize) -> bool {
         let point = failpoint::ALL[self.rng.random_range(0..failpoint::ALL.len())];
-        let most = if point == failpoint::ROWS_WRITTEN { 60 } else { 2 };
-        if self.may_kill(node) {
-            world.slots[node].arm_failpoint(point, self.rng.random_range(0..most));
+        if point == failpoint::ROWS_WRITTEN {
+            world.slots[node].arm_failpoint(point, self.rng.random_range(0..60));
+        } else {
+            // Wherever it comes first, a node that joins among them.
+            let passes = self.rng.random_range(0..2);
+            world.slots.iter().for_each(|slot| slot.arm_failpoint(point, passes));
         }
         false
     }
@@ -372,7 +433,8 @@ impl Nemesis {
     /// Asks the operator to take a member out, while there is one more than the cluster needs.
     fn leave(&mut self, world: &World, now: u64, node: usize) -> bool {
         let mut order = world.leave.lock();
-        let free = order.is_none() && !self.leaving.contains(&true) && now >= self.joined + JOIN_PATIENCE;
+        let whole = !world.damages.lock().is_open();
+        let free = whole && order.is_none() && !self.leaving.contains(&true) && now >= self.joined + JOIN_PATIENCE;
         let members = world.history.lock().machines.control.members().filter(|member| !member.leaving).count();
         if !free || members < SLOTS {
             return false;

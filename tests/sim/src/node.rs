@@ -8,7 +8,7 @@ use futures::StreamExt as _;
 use quorate_node::cluster::ClusterApi;
 use quorate_node::cluster::formation::Formation;
 use quorate_node::{Addresses, Config, Context, ErrorReason, Metrics, Node, grpc};
-use quorate_raft::{BoxIo, GroupsConfig, Identity, Observer, Seams, TaskHooks, WriterMode};
+use quorate_raft::{BoxIo, GroupId, GroupsConfig, Identity, Observer, Seams, TaskHooks, WriterMode};
 use quorate_state::Operation;
 use quorate_state::control::Command;
 use tokio::time::{Instant, sleep};
@@ -22,6 +22,9 @@ use crate::world::{CLIENT_PORT, PEER_PORT, SLOTS, World, host};
 /// Small, so that checkpoints, purges and snapshots happen within seconds.
 const SNAPSHOT_LOG_BYTES: u64 = 24 << 10;
 const PURGE_TAIL: u64 = 40;
+/// Often, so that a replica that has diverged is found out within seconds.
+const HASH_EVERY: u64 = 16;
+const COMPARE_EVERY: Duration = Duration::from_millis(300);
 const RETRY: Duration = Duration::from_millis(100);
 const PROBE_EVERY: Duration = Duration::from_millis(40);
 const PROBE_PATIENCE: Duration = Duration::from_secs(1);
@@ -40,7 +43,9 @@ pub(crate) async fn run(world: Arc<World>, node: usize) -> turmoil::Result {
                 slot.died.store(true, Ordering::Relaxed);
             }
             if !slot.died.load(Ordering::Relaxed) {
-                world.with_history(|history| history.violation(format!("{} does not start: {error:#}", host(node))));
+                world.with_history(|history| {
+                    history.violation(format!("restart: {} does not start: {error:#}", host(node)))
+                });
             }
             return std::future::pending().await;
         }
@@ -63,8 +68,14 @@ async fn assemble(world: &Arc<World>, slot: &Arc<Slot>) -> anyhow::Result<Node> 
         http: format!("{name}:7702"),
     };
     // No threads: searches run where they are asked, and nothing is built.
-    let config =
-        Config { data_dir: slot.dir.clone(), label: name, search_threads: 0, build_threads: 0, ..Config::default() };
+    let config = Config {
+        data_dir: slot.dir.clone(),
+        label: name,
+        search_threads: 0,
+        build_threads: 0,
+        compare_every: COMPARE_EVERY,
+        ..Config::default()
+    };
     let metrics = Metrics::new();
     let identity = Identity::open(&slot.dir)?;
     *slot.id.lock() = Some(identity.node);
@@ -74,6 +85,7 @@ async fn assemble(world: &Arc<World>, slot: &Arc<Slot>) -> anyhow::Result<Node> 
     raft.threads = None;
     raft.snapshot_log_bytes = SNAPSHOT_LOG_BYTES;
     raft.purge_tail = PURGE_TAIL;
+    raft.hash_every = HASH_EVERY;
     raft.observer = Some(observer(world, slot));
     let seams = Seams {
         log: Arc::new(slot.log()),
@@ -143,6 +155,11 @@ async fn form(world: &World, context: &Context, formation: &Formation, node: usi
         } else {
             if context.control.group().is_some() {
                 return;
+            }
+            // A member that has lost its replica gets another one by itself, unless it asks for help.
+            if context.quarantine.case(GroupId::CONTROL).is_some_and(|case| case.held_up.is_none()) {
+                sleep(RETRY).await;
+                continue;
             }
             turn = (turn + 1) % SLOTS;
             if turn == node {

@@ -26,6 +26,10 @@ pub(crate) struct Report {
     pub(crate) crashes: u64,
     /// Operations that clients were answered.
     pub(crate) operations: u64,
+    /// Those among them that are about memory points.
+    pub(crate) memory_operations: u64,
+    /// Replicas that were taken out of service because they were damaged.
+    pub(crate) quarantined: u64,
     /// What a repetition of the seed must have too.
     pub(crate) trace: String,
     /// What was wrong.
@@ -35,13 +39,15 @@ pub(crate) struct Report {
 /// Under this a run says nothing, for so many steps each. [`FLOORS`] says the same to people.
 const STEPS_PER_COMMIT: u64 = 50;
 const STEPS_PER_OPERATION: u64 = 50;
+const STEPS_PER_MEMORY_OPERATION: u64 = 400;
 const STEPS_PER_ELECTION: u64 = 4_000;
 const STEPS_PER_CRASH: u64 = 5_000;
 
 /// The floors, for the help.
 pub(crate) const FLOORS: &str = "\
 A seed is invalid, and counted apart, if less than this has happened in 20,000 steps (in proportion for another number):
-400 commits (entries of all groups that took effect), 400 operations (that clients were answered), 5 elections (leaders of
+400 commits (entries of all groups that took effect), 400 operations (that clients were answered), 50 of them about memory
+points, 5 elections (leaders of
 all groups of whom an entry took effect), 4 crashes (nodes that lost their process).";
 
 impl Report {
@@ -56,6 +62,8 @@ impl Report {
             elections: history.machines.leaders(),
             crashes: nemesis.crashes,
             operations: history.operations,
+            memory_operations: history.memory_operations,
+            quarantined: 0,
             trace: format!("{:016x}", history.trace.value()),
             violations: history.violations(),
         }
@@ -81,6 +89,7 @@ impl Report {
     pub(crate) fn is_valid(&self) -> bool {
         self.commits >= self.steps / STEPS_PER_COMMIT
             && self.operations >= self.steps / STEPS_PER_OPERATION
+            && self.memory_operations >= self.steps / STEPS_PER_MEMORY_OPERATION
             && self.elections >= self.steps / STEPS_PER_ELECTION
             && self.crashes >= self.steps / STEPS_PER_CRASH
     }
@@ -94,8 +103,16 @@ impl Report {
         };
         let faults: u64 = self.faults.values().sum();
         let mut line = format!(
-            "seed {}: {verdict}, {} steps, {} entries, {} leaders, {} crashes, {faults} faults, {} operations, trace {}",
-            self.seed, self.ended, self.commits, self.elections, self.crashes, self.operations, self.trace
+            "seed {}: {verdict}, {} steps, {} entries, {} leaders, {} crashes, {faults} faults, {} operations ({} of memory), {} quarantined, trace {}",
+            self.seed,
+            self.ended,
+            self.commits,
+            self.elections,
+            self.crashes,
+            self.operations,
+            self.memory_operations,
+            self.quarantined,
+            self.trace
         );
         if let Some(first) = self.violations.first() {
             line = format!("{line}\n  {first}");
@@ -123,6 +140,10 @@ pub(crate) struct Summary {
     pub(crate) crashes: u64,
     /// Operations that clients were answered.
     pub(crate) operations: u64,
+    /// Those among them that are about memory points.
+    pub(crate) memory_operations: u64,
+    /// Replicas that were taken out of service because they were damaged.
+    pub(crate) quarantined: u64,
     /// What was wrong, by seed.
     pub(crate) violations: BTreeMap<u64, Vec<String>>,
 }
@@ -136,6 +157,8 @@ impl Summary {
         self.elections += report.elections;
         self.crashes += report.crashes;
         self.operations += report.operations;
+        self.memory_operations += report.memory_operations;
+        self.quarantined += report.quarantined;
         for (kind, count) in &report.faults {
             *self.faults.entry(kind.clone()).or_default() += count;
         }
@@ -150,7 +173,7 @@ impl Summary {
     pub(crate) fn lines(&self) -> String {
         let faults: Vec<_> = self.faults.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
         format!(
-            "{} seeds, {} of them invalid, {} with violations; {} steps, {} entries, {} leaders, {} crashes, {} operations\nfaults: {}",
+            "{} seeds, {} of them invalid, {} with violations; {} steps, {} entries, {} leaders, {} crashes, {} operations ({} of memory), {} quarantined\nfaults: {}",
             self.seeds,
             self.invalid.len(),
             self.violations.len(),
@@ -159,6 +182,8 @@ impl Summary {
             self.elections,
             self.crashes,
             self.operations,
+            self.memory_operations,
+            self.quarantined,
             faults.join(", ")
         )
     }
@@ -170,18 +195,26 @@ mod tests {
 
     #[test]
     fn a_run_under_any_floor_is_invalid() {
-        let floor =
-            Report { steps: 20_000, commits: 400, operations: 400, elections: 5, crashes: 4, ..Report::default() };
+        let floor = Report {
+            steps: 20_000,
+            commits: 400,
+            operations: 400,
+            elections: 5,
+            crashes: 4,
+            memory_operations: 50,
+            ..Report::default()
+        };
         assert!(floor.is_valid());
         for less in [
             Report { commits: 399, ..floor.clone() },
             Report { operations: 399, ..floor.clone() },
             Report { elections: 4, ..floor.clone() },
+            Report { memory_operations: 49, ..floor.clone() },
             Report { crashes: 3, ..floor.clone() },
         ] {
             assert!(!less.is_valid(), "{less:?}");
         }
-        for number in ["400 commits", "400 operations", "5 elections", "4 crashes"] {
+        for number in ["400 commits", "400 operations", "50 of them", "5 elections", "4 crashes"] {
             assert!(FLOORS.contains(number), "{number}");
         }
     }

@@ -9,7 +9,8 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use mad_turmoil::time::SimClocksGuard;
 use parking_lot::Mutex;
-use quorate_raft::GroupId;
+use quorate_node::quarantine::Stage;
+use quorate_raft::{GroupId, Stop};
 use quorate_state::control::ReplicaState;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
@@ -17,6 +18,7 @@ use turmoil::Sim;
 
 use crate::agents::{AGENTS, agent_host, run_agent};
 use crate::clients::run_clients;
+use crate::damage::is_healthy;
 use crate::history::History;
 use crate::memory;
 use crate::nemesis::{LINK_LATENCY, Nemesis};
@@ -67,7 +69,8 @@ fn simulate(seed: u64, steps: u64, scratch: &Path, history: History, panics: &Mu
         history.violation(format!("panic: {panic}"));
     }
     history.trace.flush();
-    Report::new(seed, steps, &history, &nemesis)
+    let quarantined = world.damages.lock().quarantined();
+    Report { quarantined, ..Report::new(seed, steps, &history, &nemesis) }
 }
 
 fn build(seed: u64, world: &Arc<World>) -> Sim<'static> {
@@ -152,7 +155,7 @@ fn is_formed(world: &World) -> bool {
 }
 
 /// The nodes that are members by the log, if each of them runs and nothing is under way.
-fn members(world: &World) -> Option<Vec<Running>> {
+pub(crate) fn members(world: &World) -> Option<Vec<Running>> {
     let mut ids = Vec::new();
     {
         let history = world.history.lock();
@@ -177,7 +180,7 @@ fn is_settled(world: &World) -> bool {
     if !world.is_idle() || world.leave.lock().is_some() || !world.history.lock().is_done() {
         return false;
     }
-    let Some(members) = members(world) else { return false };
+    let Some(members) = members(world).filter(|_| is_healthy(world)) else { return false };
     let first = members[0].control();
     if members.iter().any(|running| running.control() != first) {
         return false;
@@ -203,9 +206,11 @@ fn unsettled(world: &World) -> String {
     let control = &history.machines.control;
     let members: Vec<_> = control.members().map(|member| (member.node.name.clone(), member.leaving)).collect();
     let shards: Vec<_> = control.shards().map(|shard| &shard.replicas).collect();
+    let running = world.slots.iter().filter_map(|slot| slot.running());
+    let cases: Vec<_> = running.map(|running| running.context.quarantine.cases()).collect();
     format!(
         "{} tasks have no end and the calls {:?} no answer {SETTLED_WITHIN} ms after the last fault; the nodes are at \
-         {positions:?}; to leave: {:?}; members: {members:?}; shards: {shards:?}",
+         {positions:?}; to leave: {:?}; members: {members:?}; shards: {shards:?}; out of service: {cases:?}",
         history.audit.unfinished(),
         world.in_flight(),
         world.leave.lock(),
@@ -235,9 +240,10 @@ impl Watch {
         world.with_history(|history| {
             for (node, slot) in world.slots.iter().enumerate() {
                 let Some(running) = slot.running() else { continue };
+                look_at_damage(world, history, node, &running);
                 history.leads_on(node, &running);
                 let (position, hash) = running.control();
-                if position.0 != self.seen[node] {
+                if position.0 != self.seen[node] && has_control(world, &running) {
                     self.seen[node] = position.0;
                     history.reached(node, position, hash);
                 }
@@ -265,6 +271,31 @@ impl Watch {
     }
 }
 
+/// A replica that runs has what it promised; one that was taken out of service was damaged.
+fn look_at_damage(world: &World, history: &mut History, node: usize, running: &Running) {
+    for (id, group) in running.groups() {
+        let wrong = world.damages.lock().unnoticed(node, id, group.replica());
+        history.note(wrong);
+        let back = world.damages.lock().in_service(id, group.replica());
+        if back {
+            history.look_again(world);
+        }
+    }
+    for (group, case) in running.context.quarantine.cases() {
+        let wrong = world.damages.lock().out_of_service(node, group, case.replica, &case.reason);
+        history.note(wrong);
+        if case.stage == Stage::Halted {
+            history.violation(format!("halted: group {group} on node-{}: {}", node + 1, case.reason));
+        }
+    }
+}
+
+/// Whether a node has a replica of control whose state must be what the log makes.
+fn has_control(world: &World, running: &Running) -> bool {
+    let group = running.context.control.group();
+    group.is_some_and(|group| !world.damages.lock().is_diverged(GroupId::CONTROL, group.replica()))
+}
+
 /// Asks a node's machines whether they contradict themselves, and compares its rows with those that the log makes.
 fn check_node(world: &World, slot: &Slot, running: &Running, wrong: &mut Vec<String>) {
     let name = host(slot.node);
@@ -272,8 +303,13 @@ fn check_node(world: &World, slot: &Slot, running: &Running, wrong: &mut Vec<Str
         wrong.push(format!("control on {name} contradicts itself: {}", found.join("; ")));
     }
     for (id, group) in running.groups() {
-        if group.stopped().now_or_never().is_some() && !*running.removed.borrow() && !slot.is_full() {
+        let damaged = matches!(group.stopped().now_or_never(), Some(Stop::Damaged(_)));
+        let stopped = group.stopped().now_or_never().is_some() && !damaged;
+        if stopped && !*running.removed.borrow() && !slot.is_full() {
             wrong.push(format!("group {id} has stopped on {name}"));
+        }
+        if damaged || world.damages.lock().is_diverged(id, group.replica()) {
+            continue;
         }
         let applied = group.applied();
         let history = world.history.lock();

@@ -1,6 +1,6 @@
 //! A place for a node: what outlives its process, and what the driver sees of the process.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,7 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use quorate_node::Context;
 use quorate_node::cluster::hosting::Hosting;
-use quorate_raft::memory::{CommitFault, MemoryFloor, MemoryLog, MemoryStates};
+use quorate_raft::memory::{CommitFault, FloorFault, MemoryFloor, MemoryLog, MemoryStates};
 use quorate_raft::{Group, GroupId, LogChange, MarkKind, NodeId};
 use quorate_state::Position;
 use tokio::sync::watch;
@@ -41,6 +41,11 @@ pub(crate) enum At {
 }
 
 impl At {
+    /// Whether it is worth waiting for one longer than a process lives.
+    pub(crate) fn is_rare(self) -> bool {
+        matches!(self, At::Membership | At::Truncate | At::Claim)
+    }
+
     fn is_in(self, changes: &[LogChange]) -> bool {
         changes.iter().any(|change| match self {
             At::Any => true,
@@ -73,7 +78,10 @@ pub(crate) struct Armed {
 /// What is wrong with a disk.
 #[derive(Debug, Default)]
 struct Mood {
-    armed: Option<Armed>,
+    /// The deaths that wait for their commit, at most one of each kind.
+    armed: Vec<Armed>,
+    /// A death at a write of the floor, and at how many of them it is still spared.
+    floor: Option<(u64, FloorFault)>,
     full: bool,
     /// What has struck, until the driver has buried the node.
     struck: Option<&'static str>,
@@ -150,8 +158,8 @@ pub(crate) struct Slot {
     mood: Arc<Mutex<Mood>>,
     batches: Arc<Mutex<Batches>>,
     written: Arc<Mutex<VecDeque<Written>>>,
-    /// The failpoint at which the node ends, and how often it is still passed.
-    failpoint: Mutex<Option<(&'static str, u64)>>,
+    /// The failpoints at which the node ends, and how often each is still passed. They wait longer than a process lives.
+    failpoints: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 impl Slot {
@@ -173,16 +181,18 @@ impl Slot {
             mood: Arc::default(),
             batches: Arc::default(),
             written: Arc::default(),
-            failpoint: Mutex::new(None),
+            failpoints: Mutex::default(),
         };
-        slot.prepare(&slot.log());
+        slot.prepare(&slot.log(), &slot.floor());
         slot
     }
 
     /// Lets the moods of this disk decide about commits, and the checkers hear of them.
-    fn prepare(&self, log: &MemoryLog) {
+    fn prepare(&self, log: &MemoryLog, floor: &MemoryFloor) {
         let mood = self.mood.clone();
         log.set_hook(move |_, changes| mood.lock().fate(changes));
+        let mood = self.mood.clone();
+        floor.set_hook(move |_| mood.lock().floor_fate());
         let (written, batches) = (self.written.clone(), self.batches.clone());
         log.watch(move |change| {
             let (from_us, to_us) = batches.lock().gathered;
@@ -235,7 +245,6 @@ impl Slot {
     /// group of which the state database has just happened to flush its memory keeps that.
     pub(crate) fn crash(&self, flushed: Option<GroupId>) {
         *self.running.lock() = None;
-        *self.failpoint.lock() = None;
         let mut store = self.store.lock();
         let states = match flushed {
             Some(group) => store.states.crash_flushed(group),
@@ -243,7 +252,8 @@ impl Slot {
         };
         *store = Store { log: store.log.crash(), floor: store.floor.crash(), states };
         let mut mood = self.mood.lock();
-        (mood.armed, mood.struck) = (None, None);
+        mood.armed.retain(|armed| armed.at.is_rare());
+        (mood.floor, mood.struck) = (None, None);
         *self.batches.lock() = Batches::default();
         self.died.store(false, Ordering::Relaxed);
     }
@@ -254,7 +264,7 @@ impl Slot {
         self.left.store(false, Ordering::Relaxed);
         *self.id.lock() = None;
         let store = Store::empty(&self.dir);
-        self.prepare(&store.log);
+        self.prepare(&store.log, &store.floor);
         *self.store.lock() = store;
         // A directory that was never made is empty too; what cannot be deleted is found at the next start.
         let _ = std::fs::remove_dir_all(&self.dir);
@@ -262,18 +272,33 @@ impl Slot {
 
     /// Lets the process die at one of the coming commits.
     pub(crate) fn arm(&self, armed: Armed) {
-        self.mood.lock().armed = Some(armed);
+        let mut mood = self.mood.lock();
+        mood.armed.retain(|other| other.at != armed.at);
+        mood.armed.push(armed);
     }
 
     /// Lets the process die at a failpoint, after it has passed some.
     pub(crate) fn arm_failpoint(&self, point: &'static str, passes: u64) {
-        *self.failpoint.lock() = Some((point, passes));
+        self.failpoints.lock().insert(point, passes);
     }
 
-    /// The process dies neither at a commit nor at a failpoint.
+    /// What was armed under this name has struck elsewhere.
+    pub(crate) fn forget(&self, name: &str) {
+        self.mood.lock().armed.retain(|armed| armed.name != name);
+        self.failpoints.lock().remove(name);
+    }
+
+    /// Lets the process die at one of the coming writes of the floor.
+    pub(crate) fn arm_floor(&self, spared: u64, fault: FloorFault) {
+        self.mood.lock().floor = Some((spared, fault));
+    }
+
+    /// The process dies at no commit, no write of the floor and no failpoint.
     pub(crate) fn disarm(&self) {
-        self.mood.lock().armed = None;
-        *self.failpoint.lock() = None;
+        let mut mood = self.mood.lock();
+        mood.armed.clear();
+        mood.floor = None;
+        self.failpoints.lock().clear();
     }
 
     /// The disk is full, or has room again.
@@ -297,15 +322,16 @@ impl Slot {
         if self.died.load(Ordering::Relaxed) {
             return true;
         }
-        let mut failpoint = self.failpoint.lock();
-        let Some((armed, passes)) = failpoint.as_mut().filter(|(armed, _)| *armed == point) else { return false };
-        if *passes > 0 {
-            *passes -= 1;
-            return false;
+        {
+            let mut failpoints = self.failpoints.lock();
+            let Some(passes) = failpoints.get_mut(point) else { return false };
+            if *passes > 0 {
+                *passes -= 1;
+                return false;
+            }
+            failpoints.remove(point);
         }
-        self.mood.lock().struck = Some(*armed);
-        *failpoint = None;
-        drop(failpoint);
+        self.mood.lock().struck = Some(point);
         let store = self.store.lock();
         store.log.cut_off();
         store.floor.crash();
@@ -321,11 +347,15 @@ impl Mood {
             self.struck = Some("full_disk");
             return CommitFault::Full;
         }
-        let Some(armed) = self.armed.as_mut().filter(|armed| armed.at.is_in(changes)) else { return CommitFault::None };
-        if armed.spared > 0 {
-            armed.spared -= 1;
-            return CommitFault::None;
+        let mut due = None;
+        for (turn, armed) in self.armed.iter_mut().enumerate().filter(|(_, armed)| armed.at.is_in(changes)) {
+            match armed.spared.checked_sub(1) {
+                Some(spared) => armed.spared = spared,
+                None => due = due.or(Some(turn)),
+            }
         }
+        let Some(due) = due else { return CommitFault::None };
+        let armed = self.armed.remove(due);
         self.struck = Some(armed.name);
         // A batch is atomic to the log database; only the appended end of a log may be torn, and what is behind it is lost.
         let appends = changes.iter().take_while(|change| matches!(change, LogChange::Append { .. })).count();
@@ -334,6 +364,20 @@ impl Mood {
             CommitFault::Torn { changes, bytes } => CommitFault::Torn { changes: changes % appends, bytes },
             CommitFault::Scrambled { changes, bytes } => CommitFault::Scrambled { changes: changes % appends, bytes },
             fault => fault,
+        }
+    }
+
+    fn floor_fate(&mut self) -> FloorFault {
+        match &mut self.floor {
+            None => FloorFault::None,
+            Some((0, fault)) => {
+                self.struck = Some("crash_at_floor");
+                *fault
+            }
+            Some((spared, _)) => {
+                *spared -= 1;
+                FloorFault::None
+            }
         }
     }
 }
@@ -347,12 +391,27 @@ mod tests {
         let vote = LogChange::Mark { group: GroupId(0), kind: MarkKind::Vote, value: Default::default() };
         let purge = LogChange::Purge { group: GroupId(0), upto: 3 };
         let armed = Armed { at: At::Vote, spared: 1, fault: CommitFault::CrashAfter, name: "test" };
-        let mut mood = Mood { armed: Some(armed), ..Mood::default() };
+        let mut mood = Mood { armed: vec![armed], ..Mood::default() };
         assert_eq!(mood.fate(std::slice::from_ref(&purge)), CommitFault::None);
         assert_eq!(mood.fate(std::slice::from_ref(&vote)), CommitFault::None, "spared");
         assert_eq!(mood.struck, None);
         assert_eq!(mood.fate(&[purge, vote]), CommitFault::CrashAfter);
         assert_eq!(mood.struck, Some("test"));
+    }
+
+    #[test]
+    fn a_rare_commit_is_waited_for_longer_than_a_process_lives() {
+        let slot = Slot::new(0, Path::new("unused"), 0);
+        let armed = |at| Armed { at, spared: 0, fault: CommitFault::CrashAfter, name: "test" };
+        [At::Any, At::Truncate, At::Truncate].into_iter().for_each(|at| slot.arm(armed(at)));
+        slot.arm_floor(1, FloorFault::CrashAfter);
+        slot.arm_failpoint("point", 1);
+        assert_eq!(slot.mood.lock().floor_fate(), FloorFault::None, "spared");
+        assert_eq!(slot.mood.lock().floor_fate(), FloorFault::CrashAfter);
+        slot.crash(None);
+        assert_eq!(slot.mood.lock().armed.iter().map(|armed| armed.at).collect::<Vec<_>>(), [At::Truncate]);
+        assert_eq!(slot.mood.lock().floor_fate(), FloorFault::None);
+        assert!(!slot.ends_at("point") && !slot.ends_at("another") && slot.ends_at("point"));
     }
 
     #[test]

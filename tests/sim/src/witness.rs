@@ -211,7 +211,8 @@ impl Visit {
 
     fn over(&self) {
         self.world.with_history(|history| {
-            history.sessions.told_over(history.step, self.session);
+            let wrong = history.sessions.told_over(self.session);
+            history.note(wrong);
         });
     }
 }

@@ -13,7 +13,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use uuid::Uuid;
 
-use crate::check::Disks;
+use crate::check::{Disks, Lost};
+use crate::damage::Damages;
 use crate::history::History;
 use crate::slot::Slot;
 
@@ -69,6 +70,8 @@ pub(crate) struct World {
     pub(crate) leave: Mutex<Option<usize>>,
     /// The keys of memory points.
     pub(crate) keys: Mutex<crate::memory::Keys>,
+    /// What was damaged.
+    pub(crate) damages: Mutex<Damages>,
     /// The clients may use the collection.
     pub(crate) has_collection: AtomicBool,
 }
@@ -91,6 +94,7 @@ impl World {
             sent: Mutex::default(),
             leave: Mutex::default(),
             keys: Mutex::default(),
+            damages: Mutex::default(),
             has_collection: AtomicBool::new(false),
         })
     }
@@ -197,5 +201,9 @@ impl Disks for World {
 
     fn vote(&self, node: usize, group: GroupId) -> Option<VoteView> {
         self.slots[node].log().vote(group)
+    }
+
+    fn lost(&self, group: GroupId) -> Vec<Lost> {
+        self.damages.lock().lost(group)
     }
 }

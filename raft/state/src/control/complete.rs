@@ -31,8 +31,7 @@ impl Control {
             return Ok(Reply::Completed { children: consecutive(first_child, count) });
         }
         #[cfg(feature = "planted")]
-        let children =
-            if crate::planted::is("lost-child") && !step.replies.is_empty() { Vec::new() } else { children };
+        let children = if crate::planted::is("lost-child") && !step.replies.is_empty() { Vec::new() } else { children };
         let session = self.attempt(task, token)?;
         if result.len() > MAX_RESULT_BYTES {
             return Err(Reject::invalid(format!(

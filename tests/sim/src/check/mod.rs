@@ -55,6 +55,21 @@ pub(crate) trait Disks {
     fn flushed(&self, node: usize, group: GroupId) -> Option<u64>;
     /// The vote.
     fn vote(&self, node: usize, group: GroupId) -> Option<VoteView>;
+    /// What replicas of the group held whose disks were damaged, as long as they are out of service.
+    fn lost(&self, _group: GroupId) -> Vec<Lost> {
+        Vec::new()
+    }
+}
+
+/// What a replica had on its disk before that was damaged: it took part in what was decided by then, and in nothing since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lost {
+    /// The replica.
+    pub(crate) replica: ReplicaId,
+    /// The last position that it held.
+    pub(crate) upto: Option<u64>,
+    /// Its vote.
+    pub(crate) vote: Option<VoteView>,
 }
 
 /// Who proposed an entry and where it stands.

@@ -28,7 +28,9 @@ pub(crate) fn holders(disks: &dyn Disks, group: GroupId, entry: Id) -> BTreeSet<
             || covered(disks.purged(*node, group))
             || covered(disks.flushed(*node, group))
     };
-    (0..disks.count()).filter(holds).filter_map(|node| disks.owner(node, group)).collect()
+    let here = (0..disks.count()).filter(holds).filter_map(|node| disks.owner(node, group));
+    let lost = disks.lost(group).into_iter().filter(|lost| lost.upto.is_some_and(|upto| upto >= entry.position));
+    here.chain(lost.map(|lost| lost.replica)).collect()
 }
 
 impl Quorums {
@@ -53,17 +55,27 @@ impl Quorums {
 
     /// The voters that were in force at an entry; `None` before the first membership.
     pub(crate) fn voters_at(&self, group: GroupId, position: u64) -> Option<&Voters> {
-        self.voters.range((group, 0)..=(group, position)).next_back().map(|(_, voters)| voters)
+        self.membership_at(group, position).map(|(_, voters)| voters)
+    }
+
+    /// The same, with the position of the membership.
+    fn membership_at(&self, group: GroupId, position: u64) -> Option<(u64, &Voters)> {
+        let mut memberships = self.voters.range((group, 0)..=(group, position));
+        memberships.next_back().map(|((_, at), voters)| (*at, voters))
     }
 
     fn check(&self, disks: &dyn Disks, logs: &Logs, group: GroupId, entry: Id, promise: &str) -> Wrong {
-        let Some(voters) = self.voters_at(group, entry.position) else {
+        let Some((set_at, voters)) = self.membership_at(group, entry.position) else {
             return vec![format!("{promise}: {entry} of group {group} is applied and there are no voters")];
         };
         let holders = holders(disks, group, entry);
         // A later membership counts from its append on, so an earlier entry may be committed by its quorum.
         let later = || logs.later_voters(group, entry.position).any(|voters| is_quorum(voters, &holders));
-        if is_quorum(voters, &holders) || later() {
+        // The leader may have appended what ends a joint membership, and counts by it, before any disk has that: the new
+        // voters alone decide then. Whoever leads next, by the joint membership too, needs one of their majority.
+        let new = || voters.last().filter(|_| voters.len() > 1 && set_at < entry.position).cloned();
+        let by_new = || new().is_some_and(|new| is_quorum(&vec![new], &holders));
+        if is_quorum(voters, &holders) || later() || by_new() {
             return Wrong::new();
         }
         vec![format!("{promise}: {entry} of group {group} is applied and only {holders:?} of {voters:?} hold it")]
@@ -121,5 +133,24 @@ mod tests {
         assert!(!is_quorum(&joint, &[3, 4].into()));
         assert!(is_quorum(&joint, &[1, 3, 4].into()));
         assert!(!is_quorum(&Voters::new(), &[1].into()));
+    }
+
+    #[test]
+    fn behind_a_committed_joint_membership_the_new_voters_may_decide() {
+        let (mut disks, mut logs, mut quorums) = made();
+        let joint = RecordView { voters: Some(vec![voters()[0].clone(), [2, 3, 4].into()]), ..record(1, 1, 1) };
+        let entry = record(2, 1, 1);
+        disks.0.push(Fake::of(4).0.remove(3));
+        for node in [2, 3] {
+            disks.put(node, joint.clone());
+            logs.appended(node, GROUP, &joint);
+            disks.put(node, entry.clone());
+        }
+        assert!(!quorums.applied(&disks, &logs, GROUP, Id::of(&joint)).is_empty(), "it needs both majorities itself");
+        disks.put(1, joint.clone());
+        assert_eq!(quorums.applied(&disks, &logs, GROUP, Id::of(&joint)), Wrong::new());
+        assert_eq!(quorums.applied(&disks, &logs, GROUP, Id::of(&entry)), Wrong::new());
+        disks.0[3].records.remove(&2);
+        assert!(!quorums.applied(&disks, &logs, GROUP, Id::of(&entry)).is_empty());
     }
 }

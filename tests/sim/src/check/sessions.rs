@@ -14,10 +14,6 @@ enum End {
     Closed,
 }
 
-/// How long the entry that ends a session may follow the word that it is over: the leader says so once it has proposed the
-/// end, and if it falls then another one finds out after a fresh time to live.
-const FOLLOWS_MS: u64 = 15_000;
-
 /// What agents that are watched know of their sessions, and what the log says.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
@@ -26,8 +22,6 @@ pub(crate) struct Sessions {
     leases: BTreeMap<SessionId, u64>,
     /// Sessions that their agents have closed.
     closing: BTreeSet<SessionId>,
-    /// Sessions whose agents were told that they are over, with when they were told so.
-    told: BTreeMap<SessionId, u64>,
 }
 
 impl Sessions {
@@ -93,21 +87,11 @@ impl Sessions {
     }
 
     /// An agent was told that its session is over.
-    pub(crate) fn told_over(&mut self, now_ms: u64, session: SessionId) {
+    #[must_use]
+    pub(crate) fn told_over(&mut self, session: SessionId) -> Option<String> {
         self.gives_up(session);
-        self.told.insert(session, now_ms);
-    }
-
-    /// Whether what agents were told has come true.
-    pub(crate) fn check(&mut self, now_ms: u64) -> Vec<String> {
-        self.told.retain(|session, _| !self.ended.contains_key(session));
-        let late = self.told.iter().filter(|(_, told)| **told + FOLLOWS_MS < now_ms);
-        let wrong = |(session, told): (&SessionId, &u64)| {
-            format!(
-                "sessions: the agent of session {session} was told at {told} ms that it is over, and no entry ends it"
-            )
-        };
-        late.map(wrong).take(1).collect()
+        (!self.ended.contains_key(&session))
+            .then(|| format!("sessions: the agent of session {session} was told that it is over, and no entry ends it"))
     }
 }
 
@@ -128,12 +112,10 @@ mod tests {
         assert_eq!(entry(&mut sessions, 101, Command::ExpireSession { session: SESSION }), Vec::<String>::new());
         assert_eq!(sessions.holds(SESSION, 101), None, "the word of before comes late");
         assert!(sessions.holds(SESSION, 200).is_some());
-        sessions.told_over(300, SESSION);
+        assert_eq!(sessions.told_over(SESSION), None);
         assert_eq!(sessions.holds(SessionId(9), 200), None);
         assert_eq!(entry(&mut sessions, 150, Command::ExpireSession { session: SessionId(9) }).len(), 1);
-        sessions.told_over(300, SessionId(8));
-        assert_eq!(sessions.check(300 + FOLLOWS_MS), Vec::<String>::new());
-        assert!(sessions.check(301 + FOLLOWS_MS)[0].contains("session 8"));
+        assert!(sessions.told_over(SessionId(8)).is_some());
     }
 
     #[test]

@@ -28,12 +28,11 @@ impl Votes {
 
     /// The first entry of a leader has become durable on its own disk: a quorum must have voted for it, or for a later one.
     pub(crate) fn leads(&self, disks: &dyn Disks, group: GroupId, first: Id, voters: &Voters) -> Wrong {
+        let granted = |vote: Option<VoteView>| vote.is_some_and(|vote| (vote.term, vote.leader) >= first.lead());
         let granted: BTreeSet<u64> = (0..disks.count())
-            .filter(|node| {
-                let vote = disks.vote(*node, group);
-                vote.is_some_and(|vote| (vote.term, vote.leader) >= first.lead())
-            })
+            .filter(|node| granted(disks.vote(*node, group)))
             .filter_map(|node| disks.owner(node, group))
+            .chain(disks.lost(group).into_iter().filter(|lost| granted(lost.vote)).map(|lost| lost.replica))
             .collect();
         if is_quorum(voters, &granted) {
             return Wrong::new();
