@@ -77,15 +77,16 @@ fn a_bug_that_nobody_planted_is_refused() {
     assert!(said.contains("PLANTED.md") && said.contains("unsynced-log"), "{said}");
 }
 
+/// One at each seam. All of them take a quarter of an hour: `make planted`.
 #[test]
-fn the_planted_bugs_are_caught() {
-    let output = sim(&["--planted", "all", "--steps", STEPS, "-o", "json"]);
-    let table = json(&output);
-    assert!(output.status.success(), "{table:#}");
-    assert_eq!(table["planted"], listed().len());
-    let bugs = table["bugs"].as_array().unwrap();
-    assert!(bugs.iter().all(|bug| bug["caught"] == bug["seed"].is_u64()), "{table:#}");
-    assert!(table["caught"].as_u64().unwrap() * 100 >= 95 * table["planted"].as_u64().unwrap(), "{table:#}");
+fn planted_bugs_are_caught() {
+    for name in ["unsynced-log", "acknowledge-before-flush", "stale-token", "clock-in-apply", "early-acknowledge"] {
+        let output = sim(&["--planted", name, "--steps", STEPS, "--seeds", "8", "-o", "json"]);
+        let table = json(&output);
+        assert!(output.status.success(), "{table:#}");
+        assert_eq!(table["caught"], 1, "{table:#}");
+        assert!(table["bugs"][0]["seed"].is_u64(), "{table:#}");
+    }
 }
 
 #[test]
