@@ -109,6 +109,11 @@ impl Index {
 
     /// The nearest `k` live rows, best first; fewer only when there are fewer. Scores are exact; which rows are found is
     /// approximate in segments with a graph, unless `params.exact`. Equal scores go by row number.
+    ///
+    /// All this is said of the rows that are live from the call to the return; one that is inserted or removed meanwhile is
+    /// found or not. A thread can stand still in here while thousands of rows are replaced, and then it finds neither the old
+    /// ones, which are gone, nor the new ones, which are in parts that it does not know, and fewer than `k`. Whoever replaces
+    /// rows must insert the new ones first, count the removals, and search again when one came in between.
     pub fn search(&self, query: &[f32], params: SearchParams) -> Result<Vec<Neighbour>, Error> {
         let SearchParams { k, ef, exact } = params;
         if !(1..=MAX_K).contains(&k) {
@@ -177,5 +182,93 @@ impl Index {
 impl Drop for Index {
     fn drop(&mut self) {
         self.core.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! A search takes the view and then looks through it. Here everything happens between these two steps, which is what a
+    //! busy machine does now and then.
+
+    use super::*;
+    use crate::settings::Metric;
+    use crate::view::View;
+
+    const SEAL_ROWS: u64 = 256;
+
+    struct Stage {
+        index: Arc<Index>,
+        _files: tempfile::TempDir,
+    }
+
+    impl Stage {
+        /// An index that builds only when it is told to, with the first `rows` rows.
+        fn new(rows: u64) -> Stage {
+            let files = tempfile::tempdir().expect("a temporary directory");
+            let settings = Settings { seal_rows: SEAL_ROWS as usize, flat_below: 100, ..Settings::new(2, Metric::L2) };
+            let index = Index::open(files.path(), settings, Builder::new(0), &mut std::iter::empty(), &|_| Ok(vec![]))
+                .expect("an empty index");
+            let stage = Stage { index, _files: files };
+            (0..rows).for_each(|row| stage.insert(row, row));
+            stage
+        }
+
+        /// Rows lie on a line.
+        fn insert(&self, row: u64, place: u64) {
+            self.index.insert(row, &[place as f32, 0.0]).expect("a sound vector");
+        }
+
+        /// The second step of an exact search for what lies about `place`: the rows, nearest first.
+        fn finish(&self, begun: &View, place: u64, k: usize) -> Vec<u64> {
+            let query = self.index.settings().prepare(&[place as f32, 0.0]).expect("a sound vector");
+            let found = begun.search(self.index.settings(), &query, k, None);
+            found.into_iter().map(|neighbour| neighbour.row).collect()
+        }
+    }
+
+    #[test]
+    fn a_search_that_stands_still_finds_what_stays_though_all_its_parts_are_replaced() {
+        let stage = Stage::new(300);
+        assert!(stage.index.remove(150));
+        let begun = stage.index.core.view();
+        assert_eq!((begun.frozen.len(), begun.segments.len(), begun.head.len()), (1, 0, 44));
+        for row in 300..2_000 {
+            stage.insert(row, row);
+            let oldest = row - 300;
+            if oldest % 10 != 0 {
+                assert!(stage.index.remove(oldest));
+            }
+            // The head is handed over, and what is worn by now is rewritten or merged.
+            if row % 150 == 149 {
+                stage.index.seal();
+                stage.index.wait_idle();
+            }
+        }
+        let now = stage.index.core.view();
+        assert!(begun.heads().all(|head| now.heads().all(|other| !Arc::ptr_eq(head, other))), "all parts are replaced");
+        let found = stage.finish(&begun, 0, 2_000);
+        for staying in (0..300).step_by(10).filter(|&row| row != 150) {
+            assert!(found.contains(&staying), "row {staying} was live all the time: {found:?}");
+        }
+        assert!(!found.contains(&150), "it was removed before the search began: {found:?}");
+        assert!(found.is_sorted(), "each row comes once: {found:?}");
+    }
+
+    /// What callers must reckon with, and the reason why a search is repeated when rows were removed meanwhile. Whoever makes
+    /// searches snapshots may delete this, and those repetitions.
+    #[test]
+    fn a_search_that_stands_still_may_miss_both_rows_of_an_update() {
+        let stage = Stage::new(SEAL_ROWS);
+        let begun = stage.index.core.view();
+        // The first of these fills the head, so they go to one that the search does not know.
+        for row in 0..SEAL_ROWS {
+            stage.insert(SEAL_ROWS + row, row);
+            assert!(stage.index.remove(row));
+            let found = stage.finish(&begun, row, 1);
+            assert!(!found.contains(&row) && !found.contains(&(SEAL_ROWS + row)), "{found:?}");
+            assert_eq!(stage.finish(&stage.index.core.view(), row, 1), [SEAL_ROWS + row], "a later search sees it");
+        }
+        assert_eq!(stage.index.stats().rows, SEAL_ROWS);
+        assert!(stage.finish(&begun, 0, 5).is_empty(), "it comes out short though as many rows are live as ever");
     }
 }

@@ -15,6 +15,9 @@
 //!
 //! - A row is live in at most one part. A part that is being replaced stays searchable until its replacement is, and the
 //!   swap is one pointer: a search sees all parts from before or all from after.
+//! - A search is no snapshot of the rows: it keeps the parts that it began with, and their live bits change under it. Every
+//!   row that is live from its beginning to its end counts in it, none that was removed before does, and of what comes or goes
+//!   meanwhile it may see either. So both rows of an update can escape it; [`Index::search`] says what to do about that.
 //! - Segment files never change. They are made under another name, synced, then renamed; opening reads every byte against
 //!   checksums. A file that fails is removed with its segment, and its rows are fetched again.
 //! - Scores are always exact: graphs only choose candidates, which are compared by their `f32` vectors.

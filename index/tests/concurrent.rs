@@ -1,13 +1,15 @@
 //! Searches, writes, builds and merges at once, on real build threads.
 
 mod oracle;
+mod window;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::ops::Range;
 use std::thread;
 use std::time::Duration;
 
 use oracle::{Clusters, METRICS, Oracle, small};
-use quorate_index::{Builder, Metric, SearchParams, Settings};
+use quorate_index::{Builder, Index, Metric, SearchParams, Settings};
+use window::{HELD, Held, Window};
 
 const DIMENSION: usize = 32;
 
@@ -37,70 +39,111 @@ fn graphs_find_nearly_everything() {
     }
 }
 
+/// Rows that are written, and how many of them are live at a time.
+const ROWS: u64 = 6_000;
+const LIVE: u64 = 3_000;
+
+/// Writes `rows` and removes those that are [`LIVE`] older.
+fn write(index: &Index, window: &Window, vectors: &[Vec<f32>], rows: Range<u64>) {
+    for row in rows {
+        index.insert(row, &vectors[row as usize]).expect("a sound vector");
+        window.wrote(row);
+        if let Some(oldest) = row.checked_sub(LIVE) {
+            window.remove_oldest(oldest, || assert!(index.remove(oldest)));
+        }
+    }
+}
+
+/// Searches for one of the youngest rows that are `held`, and holds the answers against what a search under way is promised.
+fn search_held(index: &Index, vectors: &[Vec<f32>], held: &Held<'_>, place: u64, exact: bool) {
+    let row = held.rows.end - 1 - place % 50;
+    let query = &vectors[row as usize];
+    let answers = index.search(query, SearchParams { k: 5, ef: None, exact }).expect("a valid search");
+    assert_eq!(answers.len(), 5, "{HELD} rows stay during the search");
+    assert!(answers.is_sorted_by(|left, right| left.score >= right.score));
+    let removed = held.removed;
+    assert!(answers.iter().all(|answer| answer.row >= removed), "{answers:?} after all below {removed} were removed");
+    if !exact {
+        return;
+    }
+    assert_eq!(answers[0].row, row, "an acknowledged row is its own nearest: {answers:?}");
+    for staying in held.rows.clone().filter(|row| answers.iter().all(|answer| answer.row != *row)) {
+        let score = Oracle::score(index.settings().metric, query, &vectors[staying as usize]);
+        assert!(score < f64::from(answers[4].score) + 1e-4, "row {staying} of score {score} is not in {answers:?}");
+    }
+}
+
 #[test]
 fn searches_see_every_acknowledged_row_while_segments_are_built() {
-    const ROWS: u64 = 6_000;
     let dir = tempfile::tempdir().expect("a temporary directory");
     let settings = Settings { idle: Duration::from_millis(5), ..small(DIMENSION, Metric::Cosine) };
     let mut clusters = Clusters::new(22, DIMENSION, 20);
     let vectors = clusters.vectors(ROWS as usize);
     let mut oracle = Oracle::default();
     let index = oracle.open(dir.path(), &settings, &Builder::new(2));
-    let (written, removed, done) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    let window = Window::default();
     thread::scope(|scope| {
-        let searchers: Vec<_> = (0..2)
-            .map(|number| {
-                let (index, vectors, written, removed, done) = (&index, &vectors, &written, &removed, &done);
-                scope.spawn(move || {
-                    let mut searches = 0_u64;
-                    while !done.load(Ordering::Acquire) {
-                        // Rows from `removed` to `written` stay live during the search, if what is removed now is left out.
-                        let (gone, newest) = (removed.load(Ordering::Acquire), written.load(Ordering::Acquire));
-                        if newest < gone + 200 {
-                            thread::yield_now();
-                            continue;
+        let _writing = window.writing();
+        for number in 0..2 {
+            let (index, vectors, window) = (&index, &vectors, &window);
+            scope.spawn(move || {
+                let mut searches = 0_u64;
+                loop {
+                    // Asked first, so that each searches once at least, however late its thread runs.
+                    let finished = window.is_finished();
+                    match window.hold() {
+                        Some(held) => {
+                            search_held(index, vectors, &held, searches * 7 + number, searches.is_multiple_of(2));
+                            searches += 1;
                         }
-                        let row = newest - 1 - (searches * 7 + number) % 50;
-                        let params = SearchParams { k: 5, ef: None, exact: searches.is_multiple_of(2) };
-                        let answers = index.search(&vectors[row as usize], params).expect("a valid search");
-                        assert_eq!(answers.len(), 5);
-                        assert!(answers.is_sorted_by(|left, right| left.score >= right.score));
-                        assert!(
-                            answers.iter().all(|answer| answer.row >= gone),
-                            "{answers:?} after {gone} was removed"
-                        );
-                        if params.exact {
-                            assert_eq!(answers[0].row, row, "an acknowledged row is its own nearest");
-                        }
-                        searches += 1;
+                        None => thread::yield_now(),
                     }
-                    searches
-                })
-            })
-            .collect();
-        for row in 0..ROWS {
-            index.insert(row, &vectors[row as usize]).expect("a sound vector");
-            written.store(row + 1, Ordering::Release);
-            if row >= 3_000 {
-                assert!(index.remove(row - 3_000));
-                removed.store(row - 2_999, Ordering::Release);
+                    if finished {
+                        return;
+                    }
+                }
+            });
+        }
+        for first in (0..ROWS).step_by(10) {
+            write(&index, &window, &vectors, first..first + 10);
+            // All rows together take two milliseconds: without a pace they would be written before anybody has searched.
+            if first > HELD {
+                window.wait_for_search();
             }
         }
         index.seal();
         index.wait_idle();
-        done.store(true, Ordering::Release);
-        for searcher in searchers {
-            assert!(searcher.join().expect("no search failed") > 0);
-        }
     });
-    oracle.rows.extend((3_000..ROWS).map(|row| (row, vectors[row as usize].clone())));
-    assert_eq!(index.stats().rows, 3_000);
+    oracle.rows.extend((ROWS - LIVE..ROWS).map(|row| (row, vectors[row as usize].clone())));
+    assert_eq!(index.stats().rows, LIVE);
     assert!(index.stats().sealed_rows > 2_000, "{:?}", index.stats());
     vectors.iter().step_by(500).for_each(|query| oracle.assert_exact(&index, query, 20));
     drop(index);
     let index = oracle.open(dir.path(), &settings, &Builder::new(1));
-    assert_eq!(index.stats().rows, 3_000);
+    assert_eq!(index.stats().rows, LIVE);
     vectors.iter().step_by(500).for_each(|query| oracle.assert_exact(&index, query, 20));
+}
+
+/// The order of events in which the test above once failed: a searcher chose its row and stood still while the writer went
+/// on by more rows than are live at a time.
+#[test]
+fn the_writer_waits_for_a_search_that_stands_still() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let vectors = Clusters::new(26, DIMENSION, 20).vectors(ROWS as usize);
+    let index = Oracle::default().open(dir.path(), &small(DIMENSION, Metric::Cosine), &Builder::new(2));
+    let window = Window::default();
+    write(&index, &window, &vectors, 0..HELD + 50);
+    let held = window.hold().expect("enough rows");
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let _writing = window.writing();
+            write(&index, &window, &vectors, HELD + 50..ROWS);
+        });
+        window.wait_for_writer();
+        (0..50).for_each(|place| search_held(&index, &vectors, &held, place, true));
+        drop(held);
+    });
+    assert_eq!(index.stats().rows, LIVE);
 }
 
 #[test]
