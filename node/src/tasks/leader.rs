@@ -280,7 +280,7 @@ impl Leader {
             expired.iter().map(|&session| Operation::new(Command::ExpireSession { session })).collect();
         if !expired.is_empty() {
             self.metrics.expired(expired.len());
-            tracing::info!(sessions = expired.len(), "sessions fell silent or lost their stream: expiring them");
+            tracing::info!(sessions = expired.len(), "sessions fell silent: expiring them");
         }
         if due {
             operations.push(Operation::new(Command::Tick));

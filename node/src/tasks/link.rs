@@ -197,7 +197,7 @@ fn receive(leader: &Leader, link: LinkId, up: Up) -> Option<Vec<SessionFinish>> 
             }
         }
         for Place { session, attachment } in up.detaches {
-            book.roster.detach(link, SessionId(session), attachment, now);
+            book.roster.detach(link, SessionId(session), attachment);
         }
         (missing, closing)
     });

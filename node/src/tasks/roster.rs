@@ -6,7 +6,17 @@
 //!   free. Nothing is granted to a session without a stream, or to one whose end is proposed.
 //! - A task is in at most one grant that is not settled: the *overlay*. It is dropped whole when the leader resynchronises.
 //! - Being wrong here is harmless: the state machine refuses a grant that has no slot or whose task is not ready.
-//! - A session is ended by proposal only, never by this book.
+//! - A session is ended by proposal only, never by this book. Its end is proposed in two cases only: its agent closes it on
+//!   the stream that it has now, or nothing was heard of it for its whole time to live.
+//!
+//! Why the end of a stream ends no session, nor hastens its end. An agent trusts in its lease for almost a time to live
+//! from when it *sent* the last heartbeat that was acknowledged. Every heartbeat that is acknowledged was *heard* here, or
+//! by an earlier leader that a quorum still followed then, and a later leader counts from its own beginning; so a time to
+//! live after `heard` the agent has stopped, whatever the network did. Nothing that is seen of a stream gives an earlier
+//! moment. A reset, an end without a word or a keep-alive that is not answered come from a dead process, and just as well
+//! from a proxy, a firewall or a cut in front of a living one, which may learn of it late or never. Only the agent itself
+//! can say that its handlers have stopped, and it says so by closing the session. Whoever wants the tasks of a killed
+//! agent back sooner gives it a shorter time to live.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet, VecDeque};
@@ -17,8 +27,6 @@ use quorate_state::control::{Command, Control, Effect, SessionView};
 use quorate_state::{Operation, SessionId, TaskId, Token};
 use tokio::time::Instant;
 
-/// How long a session whose stream broke may take to come back before it is expired.
-pub(super) const GRACE: Duration = Duration::from_secs(1);
 /// After how long the expiry of a session is proposed again if it is still there.
 const EXPIRY_RETRY: Duration = Duration::from_secs(2);
 /// A leader that has not looked at its book for so long was stopped or starved, and the sessions are not to blame.
@@ -84,9 +92,8 @@ struct Seat {
     /// The highest attachment that was seen.
     attachment: u64,
     route: Option<Route>,
+    /// When the agent last gave a sign of life. What it was acknowledged it sent before that.
     heard: Instant,
-    /// Since when the session has no stream, if its node said so.
-    detached: Option<Instant>,
     /// Its agent wants no further grants.
     draining: bool,
     /// When its end was last proposed.
@@ -104,8 +111,7 @@ impl Seat {
 
     fn is_due(&self, now: Instant) -> bool {
         let since = |at: Instant| now.saturating_duration_since(at);
-        let over = since(self.heard) >= self.ttl || self.detached.is_some_and(|at| since(at) >= GRACE);
-        over && self.ending.is_none_or(|at| since(at) >= EXPIRY_RETRY)
+        since(self.heard) >= self.ttl && self.ending.is_none_or(|at| since(at) >= EXPIRY_RETRY)
     }
 
     fn release(&mut self, task: TaskId, token: Token) -> bool {
@@ -215,7 +221,6 @@ impl Roster {
             attachment: 0,
             route: None,
             heard: now,
-            detached: None,
             draining: false,
             ending: None,
         });
@@ -251,7 +256,6 @@ impl Roster {
             return Attachment::Ending;
         }
         seat.heard = now;
-        seat.detached = None;
         let held: HashSet<Token> = holding.iter().copied().collect();
         let running: HashSet<Token> = seat.running.values().map(|running| running.token).collect();
         let lost = holding.iter().copied().filter(|token| !running.contains(token)).collect();
@@ -267,13 +271,13 @@ impl Roster {
         Attachment::Current { ttl, lost, missing, displaced }
     }
 
-    /// A node says that the stream broke. Ignored unless it is the session's newest.
-    pub(super) fn detach(&mut self, link: LinkId, session: SessionId, attachment: u64, now: Instant) {
+    /// A node says that the stream broke: nothing can be sent to the agent until it has another. Ignored unless it is the
+    /// session's newest. It is no sign that the agent is dead, so the session's time runs on as before.
+    pub(super) fn detach(&mut self, link: LinkId, session: SessionId, attachment: u64) {
         if let Some(seat) = self.seats.get_mut(&session)
             && seat.route == Some(Route { link, attachment })
         {
             seat.route = None;
-            seat.detached = Some(now);
         }
     }
 
@@ -344,7 +348,6 @@ impl Roster {
             // Their heartbeats wait behind this very moment.
             for seat in self.seats.values_mut() {
                 seat.heard += stalled;
-                seat.detached = seat.detached.map(|at| at + stalled);
             }
         }
         let mut due = Vec::new();

@@ -1,5 +1,6 @@
 //! Keeps one session alive over streams that come and go.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,27 +9,20 @@ use quorate_api::v1::work_response::Frame as In;
 use quorate_api::v1::{self, ErrorReason, Grant, SessionOpened, WorkResponse};
 use quorate_api::{ApiError, limits};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
 use uuid::Uuid;
 
 use crate::agent::attempt::Attempt;
 use crate::agent::handler::{Done, Key, Workshop};
 use crate::agent::lease::Lease;
-use crate::agent::outbox::Outbox;
+use crate::agent::search::{Answer, Search};
 use crate::agent::session::{Acknowledged, Running, Session};
 use crate::agent::stats::{Count, Shared};
+use crate::agent::stream::{CLOSE_TIMEOUT, Refusal, Stream};
 use crate::backoff::Backoff;
-use crate::call::is_ours;
-use crate::client::agents;
 use crate::nodes::{Address, Nodes, Route};
 
-const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Pauses between tries to resume: short, because a lease runs.
-const RESUME_FIRST: Duration = Duration::from_millis(20);
-const RESUME_MOST: Duration = Duration::from_millis(200);
 /// Pauses between tries to open: no lease runs yet.
 const OPEN_FIRST: Duration = Duration::from_millis(20);
 const OPEN_MOST: Duration = Duration::from_secs(1);
@@ -64,36 +58,18 @@ impl Spec {
     }
 }
 
-/// A stream that carries the session.
-struct Stream {
-    address: Address,
-    outbox: Outbox,
-    incoming: Streaming<WorkResponse>,
-    attached_at: Instant,
-}
-
-/// Why a stream was not attached.
-enum Refusal {
-    /// The session does not live any more.
-    Gone(String),
-    /// Another try may succeed.
-    Again(String),
-}
-
-/// Why a stream was left.
+/// Why the session is over.
 #[derive(Debug)]
 enum Left {
-    /// The session may live on another stream.
-    Broken(String),
-    /// The session is over, for the cluster or for us.
+    /// For the cluster or for us, against the owner's will.
     Lost(String),
-    /// The owner wanted it, and the session was closed.
+    /// The owner wanted it.
     Closed,
 }
 
 /// The driver of one agent.
 pub(crate) struct Driver {
-    nodes: Nodes,
+    nodes: Arc<Nodes>,
     spec: Spec,
     workshop: Workshop,
     done: mpsc::UnboundedReceiver<Done>,
@@ -111,7 +87,7 @@ impl Driver {
         orders: watch::Receiver<Order>,
         shared: Arc<Shared>,
     ) -> Self {
-        Self { nodes, spec, workshop, done, orders, shared, avoid: None }
+        Self { nodes: Arc::new(nodes), spec, workshop, done, orders, shared, avoid: None }
     }
 
     /// Runs until the owner wants the end.
@@ -151,7 +127,7 @@ impl Driver {
             let address = self.nodes.pick(Route::Spread, self.avoid.as_ref());
             let mut orders = self.orders.clone();
             let attached = tokio::select! {
-                attached = attach(&self.nodes, &address, Out::Open(open)) => attached,
+                attached = Stream::attach(&self.nodes, &address, Out::Open(open)) => attached,
                 _ = orders.changed() => continue,
             };
             match attached {
@@ -176,70 +152,126 @@ impl Driver {
         None
     }
 
-    /// Carries the session over as many streams as it takes, until it is over.
-    async fn serve(&mut self, mut session: Session, mut stream: Stream) -> Left {
+    /// Serves the session, over as many streams as it takes, until it is over.
+    async fn serve(&mut self, mut session: Session, stream: Stream) -> Left {
+        let session = &mut session;
+        let mut stream = Some(stream);
+        let mut search = Search::new();
+        let timer = tokio::time::sleep(Duration::ZERO);
+        tokio::pin!(timer);
         loop {
-            let left = self.attached(&mut session, stream).await;
-            let why = match left {
-                Left::Broken(why) => why,
-                Left::Lost(why) => {
-                    self.shared.add(Count::Lost, session.running());
-                    return Left::Lost(why);
+            let now = Instant::now();
+            if now >= session.lease.expires_at() {
+                let why = "the lease ran out: no heartbeat was acknowledged in time".to_owned();
+                return self.lost(session, stream.as_ref(), why);
+            }
+            match self.order() {
+                Order::Stop => return self.give_back(session, stream).await,
+                Order::Drain if session.is_idle() && stream.is_some() => return self.give_back(session, stream).await,
+                Order::Drain if !session.draining => {
+                    session.draining = true;
+                    session.next_beat = now;
                 }
-                Left::Closed => return Left::Closed,
+                Order::Drain | Order::Run => {}
+            }
+            if let Some(stream) = &stream {
+                speak(session, stream, now);
+            }
+            if ask_at(session, stream.as_ref(), &search).is_some_and(|at| at <= now) {
+                self.ask(session, stream.as_ref(), &mut search);
+            }
+            let wake_at = wake_at(session, stream.as_ref(), &search);
+            // Firing early costs one round; setting the timer for every frame would cost more.
+            if timer.is_elapsed() || timer.deadline() > wake_at {
+                timer.as_mut().reset(wake_at);
+            }
+            let over = tokio::select! {
+                biased;
+                () = &mut timer => None,
+                _ = self.orders.changed() => None,
+                (address, answer) = search.answer() => {
+                    self.on_answer(session, &mut stream, &mut search, address, answer)
+                }
+                said = next(&mut stream, &self.nodes) => self.on_said(session, &mut stream, &mut search, said),
+                Some(done) = self.done.recv() => {
+                    self.on_done(session, stream.as_ref(), done);
+                    while let Ok(done) = self.done.try_recv() {
+                        self.on_done(session, stream.as_ref(), done);
+                    }
+                    None
+                }
             };
-            tracing::debug!(agent = self.spec.name, session = session.id, %why, "the stream broke");
-            self.shared.set_error(&why);
-            match self.resume(&mut session).await {
-                Ok(resumed) => stream = resumed,
-                Err(left) => {
-                    self.shared.add(Count::Lost, session.running());
-                    return left;
-                }
+            self.shared.set_running(session.running());
+            if let Some(why) = over {
+                return self.lost(session, stream.as_ref(), why);
             }
         }
     }
 
-    /// Finds a node that carries the session on. Ends with the lease at the latest.
-    async fn resume(&mut self, session: &mut Session) -> Result<Stream, Left> {
-        let mut backoff = Backoff::new(RESUME_FIRST, RESUME_MOST);
-        let expires = session.lease.expires_at();
-        let expired = || Left::Lost("the lease ran out while no node carried the session on".into());
-        loop {
-            if Instant::now() >= expires {
-                return Err(expired());
-            }
-            if self.order() == Order::Stop {
-                return Err(Left::Closed);
-            }
-            let address = self.nodes.pick(Route::Spread, self.avoid.as_ref());
-            session.attachment += 1;
-            let frame = Out::Resume(v1::ResumeSession {
-                session_id: session.id,
-                attachment: session.attachment,
-                holding: session.holding(),
-            });
-            let mut orders = self.orders.clone();
-            let attached = tokio::select! {
-                attached = timeout_at(expires, attach(&self.nodes, &address, frame)) => attached,
-                _ = orders.changed() => continue,
-            };
-            let Ok(attached) = attached else { return Err(expired()) };
-            match attached {
-                Ok((stream, opened)) => {
-                    self.avoid = None;
-                    self.resumed(session, &stream, &opened);
-                    return Ok(stream);
-                }
-                Err(Refusal::Gone(why)) => return Err(Left::Lost(why)),
-                Err(Refusal::Again(why)) => {
-                    tracing::debug!(agent = self.spec.name, session = session.id, %why, "not resumed yet");
-                    self.shared.set_error(&why);
-                    self.avoid = Some(address);
-                }
-            }
-            sleep_until(expires.min(Instant::now() + backoff.next())).await;
+    fn lost(&mut self, session: &Session, stream: Option<&Stream>, why: String) -> Left {
+        self.shared.add(Count::Lost, session.running());
+        if let Some(stream) = stream {
+            self.avoid = Some(Arc::clone(&stream.address));
         }
+        Left::Lost(why)
+    }
+
+    /// Ends the session and gives its attempts back. The word ends it at once, with most of its lease to come, so it is
+    /// said only when no handler runs any more. Where one cannot be stopped, or there is no stream, the session lives until
+    /// it expires.
+    async fn give_back(&mut self, session: &mut Session, stream: Option<Stream>) -> Left {
+        let stopped = session.running() == 0 || {
+            session.drop_all();
+            timeout(CLOSE_TIMEOUT, self.workshop.idle()).await.is_ok()
+        };
+        if let Some(stream) = stream.filter(|_| stopped) {
+            stream.close().await;
+        }
+        Left::Closed
+    }
+
+    /// Asks the next node to carry the session on.
+    fn ask(&mut self, session: &mut Session, stream: Option<&Stream>, search: &mut Search) {
+        let in_doubt = stream.map(|stream| &stream.address);
+        let mut address = self.nodes.pick(Route::Spread, self.avoid.as_ref().or(in_doubt));
+        // A node has one stream of a session: the one in doubt would end for another that is no better.
+        if in_doubt == Some(&address) {
+            address = self.nodes.pick(Route::Spread, in_doubt);
+        }
+        session.attachment += 1;
+        let resume =
+            v1::ResumeSession { session_id: session.id, attachment: session.attachment, holding: session.holding() };
+        search.ask(Arc::clone(&self.nodes), address, Out::Resume(resume));
+    }
+
+    /// What the node that was asked to carry the session on says. Returns why the session is over, if it is.
+    fn on_answer(
+        &mut self,
+        session: &mut Session,
+        stream: &mut Option<Stream>,
+        search: &mut Search,
+        address: Address,
+        answer: Answer,
+    ) -> Option<String> {
+        match answer {
+            Ok((found, opened)) => {
+                self.avoid = None;
+                *search = Search::new();
+                self.resumed(session, &found, &opened);
+                // Until now the session had the stream that was in doubt; here that one ends.
+                *stream = Some(found);
+            }
+            Err(Refusal::Gone(why)) => return Some(why),
+            Err(Refusal::Again(why)) => {
+                tracing::debug!(agent = self.spec.name, session = session.id, %why, "not resumed yet");
+                self.shared.set_error(&why);
+                self.avoid = Some(address);
+                for grant in search.refused() {
+                    self.start(session, grant);
+                }
+            }
+        }
+        None
     }
 
     fn resumed(&mut self, session: &mut Session, stream: &Stream, opened: &SessionOpened) {
@@ -257,95 +289,54 @@ impl Driver {
         session.next_beat = stream.attached_at;
     }
 
-    /// Serves the session on one stream until that is left.
-    async fn attached(&mut self, session: &mut Session, mut stream: Stream) -> Left {
-        let timer = tokio::time::sleep(Duration::ZERO);
-        tokio::pin!(timer);
-        loop {
-            let now = Instant::now();
-            if let Some(left) = due(session, &stream, now) {
-                self.avoid = Some(Arc::clone(&stream.address));
-                return left;
-            }
-            match self.order() {
-                Order::Stop => return close(stream).await,
-                Order::Drain if session.is_idle() => return close(stream).await,
-                Order::Drain if !session.draining => {
-                    session.draining = true;
-                    session.next_beat = now;
-                    continue;
-                }
-                Order::Drain | Order::Run => {}
-            }
-            let wake_at = wake_at(session, &stream);
-            // Firing early costs one round; setting the timer for every frame would cost more.
-            if timer.is_elapsed() || timer.deadline() > wake_at {
-                timer.as_mut().reset(wake_at);
-            }
-            let left = tokio::select! {
-                biased;
-                () = &mut timer => None,
-                _ = self.orders.changed() => None,
-                message = stream.incoming.message() => self.on_message(session, &stream, message),
-                Some(done) = self.done.recv() => {
-                    self.on_done(session, &stream, done);
-                    while let Ok(done) = self.done.try_recv() {
-                        self.on_done(session, &stream, done);
-                    }
-                    None
-                }
-            };
-            self.shared.set_running(session.running());
-            if let Some(left) = left {
-                self.avoid = Some(Arc::clone(&stream.address));
-                return left;
-            }
-        }
-    }
-
-    fn on_message(
+    /// What the node says on the session's stream. Returns why the session is over, if it is.
+    fn on_said(
         &mut self,
         session: &mut Session,
-        stream: &Stream,
-        message: Result<Option<WorkResponse>, Status>,
-    ) -> Option<Left> {
-        match message {
-            Ok(Some(response)) => self.on_frame(session, stream, response.frame?),
-            Ok(None) => Some(Left::Broken(format!("{}: the stream was closed", stream.address))),
-            Err(status) => Some(match refusal(&self.nodes, &stream.address, &status) {
-                Refusal::Gone(why) => Left::Lost(why),
-                Refusal::Again(why) => Left::Broken(why),
-            }),
+        stream: &mut Option<Stream>,
+        search: &mut Search,
+        said: Result<WorkResponse, Refusal>,
+    ) -> Option<String> {
+        match said {
+            Ok(response) => self.on_frame(session, stream.as_ref()?, search, response.frame?),
+            Err(Refusal::Gone(why)) => Some(why),
+            Err(Refusal::Again(why)) => {
+                tracing::debug!(agent = self.spec.name, session = session.id, %why, "the stream broke");
+                self.shared.set_error(&why);
+                self.avoid = stream.take().map(|stream| stream.address);
+                None
+            }
         }
     }
 
-    fn on_frame(&mut self, session: &mut Session, stream: &Stream, frame: In) -> Option<Left> {
+    fn on_frame(&mut self, session: &mut Session, stream: &Stream, search: &mut Search, frame: In) -> Option<String> {
         match frame {
             In::HeartbeatAck(ack) => session.lease.acknowledged(ack.seq),
             In::Grants(batch) => {
                 for grant in batch.grants {
-                    self.on_grant(session, grant);
+                    if let Some(grant) = search.postpone(grant) {
+                        self.start(session, grant);
+                    }
                 }
             }
             In::Acks(batch) => {
                 let now = Instant::now();
                 for ack in batch.acks {
                     let answer = session.acknowledged(ack, now);
-                    if let Some(left) = self.on_ack(session, stream, answer) {
-                        return Some(left);
+                    if let Some(why) = self.on_ack(session, stream, answer) {
+                        return Some(why);
                     }
                 }
             }
             In::Cancel(cancel) => {
-                let token = cancel.token.unwrap_or_default();
-                let key = Key { task_id: cancel.task_id, position: token.position, ordinal: token.ordinal };
-                if session.drop_attempt(&key) {
+                let key = Key::new(cancel.task_id, cancel.token);
+                if session.drop_attempt(&key) || search.forget(&key) {
                     self.shared.add(Count::Cancelled, 1);
                 }
             }
             In::Gone(gone) => {
                 let why = gone.error.map_or_else(String::new, |error| error.message);
-                return Some(Left::Lost(format!("{}: the session is gone: {why}", stream.address)));
+                return Some(format!("{}: the session is gone: {why}", stream.address));
             }
             // Only the first frame of a stream opens; a second one says nothing new.
             In::Opened(_) => {}
@@ -353,9 +344,8 @@ impl Driver {
         None
     }
 
-    fn on_grant(&mut self, session: &mut Session, grant: Grant) {
-        let token = grant.token.unwrap_or_default();
-        let key = Key { task_id: grant.task_id, position: token.position, ordinal: token.ordinal };
+    fn start(&mut self, session: &mut Session, grant: Grant) {
+        let key = Key::new(grant.task_id, grant.token);
         // While draining it stays unstarted; closing the session gives it back.
         if session.draining || session.knows(&key) {
             return;
@@ -368,7 +358,7 @@ impl Driver {
             payload: grant.payload,
             number: grant.attempt,
             enqueued_at_us: grant.enqueued_at_us,
-            token: (token.position, token.ordinal),
+            token: (key.position, key.ordinal),
             cancelled: cancelled.clone(),
         };
         let abort = self.workshop.start(key, attempt);
@@ -376,7 +366,7 @@ impl Driver {
         self.shared.add(Count::Started, 1);
     }
 
-    fn on_ack(&mut self, session: &Session, stream: &Stream, ack: Acknowledged) -> Option<Left> {
+    fn on_ack(&mut self, session: &Session, stream: &Stream, ack: Acknowledged) -> Option<String> {
         match ack {
             Acknowledged::Completed { task_id, children } => {
                 self.shared.add(Count::Completed, 1);
@@ -390,30 +380,26 @@ impl Driver {
                 self.shared.add(Count::Refused, 1);
             }
             Acknowledged::Instead(failure) => stream.outbox.finish(failure),
-            Acknowledged::Gone(error) => return Some(Left::Lost(error.message)),
+            Acknowledged::Gone(error) => return Some(error.message),
             Acknowledged::Later | Acknowledged::Unknown => {}
         }
         None
     }
 
-    fn on_done(&mut self, session: &mut Session, stream: &Stream, (key, outcome): Done) {
+    /// What is finished while there is no stream is said on the next one.
+    fn on_done(&mut self, session: &mut Session, stream: Option<&Stream>, (key, outcome): Done) {
         // The lease may have ended while this thread was not scheduled: look again before speaking for the session.
         let is_live = Instant::now() < session.lease.expires_at();
-        match session.finish(key, outcome) {
-            Some(finish) if is_live => stream.outbox.finish(finish),
+        match (session.finish(key, outcome), stream) {
+            (Some(finish), Some(stream)) if is_live => stream.outbox.finish(finish),
+            (Some(_), None) if is_live => {}
             _ => self.shared.add(Count::Refused, 1),
         }
     }
 }
 
-/// Does what time demands: gives the session or the stream up, sends the heartbeat, sends finishes again.
-fn due(session: &mut Session, stream: &Stream, now: Instant) -> Option<Left> {
-    if now >= session.lease.expires_at() {
-        return Some(Left::Lost("the lease ran out: no heartbeat was acknowledged in time".into()));
-    }
-    if now >= doubtful_at(session, stream) {
-        return Some(Left::Broken(format!("{}: heartbeats are not acknowledged", stream.address)));
-    }
+/// Says on the stream what is due: the heartbeat, and finishes that are sent again.
+fn speak(session: &mut Session, stream: &Stream, now: Instant) {
     if now >= session.next_beat {
         let seq = session.lease.beat(now);
         stream.outbox.send(Out::Heartbeat(v1::Heartbeat { seq, draining: session.draining }));
@@ -422,73 +408,29 @@ fn due(session: &mut Session, stream: &Stream, now: Instant) -> Option<Left> {
     for finish in session.resend_due(now) {
         stream.outbox.finish(finish);
     }
-    None
 }
 
-/// A node that was only just found gets at least one heartbeat's time to prove itself.
-fn doubtful_at(session: &Session, stream: &Stream) -> Instant {
-    session.lease.doubtful_at().max(stream.attached_at + session.lease.interval())
-}
-
-fn wake_at(session: &Session, stream: &Stream) -> Instant {
-    let soonest = session.next_beat.min(session.lease.expires_at()).min(doubtful_at(session, stream));
-    session.resend_at().map_or(soonest, |at| at.min(soonest))
-}
-
-/// Gives running attempts back and waits a moment for the node to hear it.
-async fn close(stream: Stream) -> Left {
-    let Stream { outbox, mut incoming, .. } = stream;
-    outbox.send(Out::Close(v1::CloseSession {}));
-    drop(outbox);
-    // What still comes concerns attempts that were given back.
-    let _ = timeout(CLOSE_TIMEOUT, async { while let Ok(Some(_)) = incoming.message().await {} }).await;
-    Left::Closed
-}
-
-/// Opens a stream whose first frame opens or resumes a session.
-async fn attach(nodes: &Nodes, address: &Address, first: Out) -> Result<(Stream, SessionOpened), Refusal> {
-    let channel = match nodes.channel(address).await {
-        Ok(channel) => channel,
-        Err(why) => {
-            nodes.failed(address);
-            return Err(Refusal::Again(why));
-        }
-    };
-    let (outbox, frames) = Outbox::new(first);
-    let opening = async {
-        let mut incoming = agents(channel).work(frames).await?.into_inner();
-        let first = incoming.message().await?;
-        Ok::<_, Status>((incoming, first.and_then(|response| response.frame)))
-    };
-    let opened = timeout(OPEN_TIMEOUT, opening).await;
-    let opened = opened.unwrap_or_else(|_| Err(Status::deadline_exceeded("the session was not confirmed in time")));
-    match opened {
-        Ok((incoming, Some(In::Opened(opened)))) => {
-            nodes.answered(address);
-            let stream = Stream { address: Arc::clone(address), outbox, incoming, attached_at: Instant::now() };
-            Ok((stream, opened))
-        }
-        Ok((_, Some(In::Gone(gone)))) => {
-            Err(Refusal::Gone(gone.error.map_or_else(|| "the session is gone".into(), |error| error.message)))
-        }
-        Ok(_) => {
-            nodes.failed(address);
-            Err(Refusal::Again(format!("{address}: the stream ended before the session was confirmed")))
-        }
-        Err(status) => Err(refusal(nodes, address, &status)),
+/// What the node says next; never, if there is no stream.
+async fn next(stream: &mut Option<Stream>, nodes: &Nodes) -> Result<WorkResponse, Refusal> {
+    match stream {
+        Some(stream) => stream.next(nodes).await,
+        None => pending().await,
     }
 }
 
-fn refusal(nodes: &Nodes, address: &Address, status: &Status) -> Refusal {
-    let error = ApiError::from(status);
-    let why = format!("{address}: {}", error.message);
-    if error.reason == ErrorReason::SessionNotFound {
-        return Refusal::Gone(why);
-    }
-    if !is_ours(status) || error.reason == ErrorReason::ShuttingDown {
-        nodes.failed(address);
-    }
-    Refusal::Again(why)
+/// When the next node is to be asked to carry the session on; `None` while one is. A stream is in doubt when heartbeats
+/// were not acknowledged for long; one that was only just found gets at least one heartbeat's time to prove itself.
+fn ask_at(session: &Session, stream: Option<&Stream>, search: &Search) -> Option<Instant> {
+    let next_try = search.next_try()?;
+    let Some(stream) = stream else { return Some(next_try) };
+    let doubtful_at = session.lease.doubtful_at().max(stream.attached_at + session.lease.interval());
+    Some(next_try.max(doubtful_at))
+}
+
+fn wake_at(session: &Session, stream: Option<&Stream>, search: &Search) -> Instant {
+    let said_at = stream.map(|_| session.resend_at().map_or(session.next_beat, |at| at.min(session.next_beat)));
+    let times = [said_at, ask_at(session, stream, search)];
+    times.into_iter().flatten().fold(session.lease.expires_at(), Instant::min)
 }
 
 fn ms(duration: Duration) -> u64 {

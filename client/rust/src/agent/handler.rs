@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use quorate_api::v1::Token;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
@@ -18,6 +19,13 @@ pub(crate) struct Key {
     pub(crate) task_id: u64,
     pub(crate) position: u64,
     pub(crate) ordinal: u32,
+}
+
+impl Key {
+    pub(crate) fn new(task_id: u64, token: Option<Token>) -> Self {
+        let token = token.unwrap_or_default();
+        Self { task_id, position: token.position, ordinal: token.ordinal }
+    }
 }
 
 pub(crate) type Outcome = Result<Output, TaskError>;
@@ -53,6 +61,7 @@ pub(crate) struct Workshop {
     pub(crate) handler: Handler,
     pub(crate) runtime: Handle,
     pub(crate) slots: Arc<Semaphore>,
+    pub(crate) slot_count: u32,
     pub(crate) done: mpsc::UnboundedSender<Done>,
     /// Is told of each completion that took effect.
     pub(crate) completed: Option<Arc<OnCompleted>>,
@@ -62,6 +71,12 @@ pub(crate) struct Workshop {
 pub(crate) type OnCompleted = dyn Fn(u64, &[u64]) + Send + Sync;
 
 impl Workshop {
+    /// Waits until no handler runs, also none that was given up.
+    pub(crate) async fn idle(&self) {
+        // It fails only if the semaphore is closed, and nobody closes it.
+        let _ = self.slots.acquire_many(self.slot_count).await;
+    }
+
     /// Starts the handler. Its outcome comes on `done`, once, unless it is aborted by the handle that is returned.
     pub(crate) fn start(&self, key: Key, attempt: Attempt) -> AbortHandle {
         let slots = Arc::clone(&self.slots);

@@ -12,15 +12,19 @@
 //! their results, and then opens a new session.
 //!
 //! A stream that breaks is no end of a session: the driver resumes it on another node, says what it still runs, and sends
-//! again what was not acknowledged.
+//! again what was not acknowledged. A stream on which heartbeats are not acknowledged is kept until another node has taken
+//! over. The cluster takes no broken stream for the end of the agent, so an agent that is killed keeps its tasks for its
+//! time to live; one that stops gives them back by closing the session, once none of its handlers runs.
 
 mod attempt;
 mod driver;
 mod handler;
 mod lease;
 mod outbox;
+mod search;
 mod session;
 mod stats;
+mod stream;
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -99,7 +103,8 @@ impl AgentBuilder {
     }
 
     /// How long the session outlives the last heartbeat, [`limits::TTL_MIN`] to [`limits::TTL_MAX`]. A short one frees the
-    /// tasks of a dead agent sooner, a long one rides out longer interruptions.
+    /// tasks of an agent that was killed sooner, a long one rides out longer interruptions. An agent that is shut down or
+    /// stopped gives its tasks back at once.
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.spec.ttl = ttl;
@@ -158,15 +163,16 @@ impl AgentBuilder {
         let (orders_sender, orders) = watch::channel(Order::Run);
         let (ended_sender, ended) = oneshot::channel();
         let shared = Arc::new(Shared::new());
-        let slots = Arc::new(Semaphore::new(self.spec.slots as usize));
-        let driver = Driver::new(
-            self.client.shared.nodes.fork(),
-            self.spec,
-            Workshop { handler, runtime: runtime.clone(), slots, done: done_sender, completed: self.completed },
-            done,
-            orders,
-            Arc::clone(&shared),
-        );
+        let workshop = Workshop {
+            handler,
+            runtime: runtime.clone(),
+            slots: Arc::new(Semaphore::new(self.spec.slots as usize)),
+            slot_count: self.spec.slots,
+            done: done_sender,
+            completed: self.completed,
+        };
+        let driver =
+            Driver::new(self.client.shared.nodes.fork(), self.spec, workshop, done, orders, Arc::clone(&shared));
         let drive = async move {
             driver.run().await;
             // The handle may be gone; then nobody waits for the end.
@@ -225,7 +231,8 @@ impl AgentHandle {
         self.end(Order::Drain).await;
     }
 
-    /// Stops at once: aborts the handlers and gives their attempts back without a failure.
+    /// Stops at once: aborts the handlers and gives their attempts back without a failure. Those of blocking handlers that
+    /// do not return within a second are given back when the session expires.
     pub async fn stop(self) {
         self.end(Order::Stop).await;
     }

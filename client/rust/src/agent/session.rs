@@ -113,6 +113,11 @@ impl Session {
         self.running.remove(key).is_some()
     }
 
+    /// Ends all attempts without a word to the cluster.
+    pub(crate) fn drop_all(&mut self) {
+        self.running.clear();
+    }
+
     /// Ends the attempt that holds the token. False if none is running with it.
     pub(crate) fn drop_token(&mut self, token: &Token) -> bool {
         let held = |key: &&Key| (key.position, key.ordinal) == (token.position, token.ordinal);
@@ -202,8 +207,7 @@ impl Session {
 }
 
 fn key_of(finish: &Finish) -> Key {
-    let token = finish.token.unwrap_or_default();
-    Key { task_id: finish.task_id, position: token.position, ordinal: token.ordinal }
+    Key::new(finish.task_id, finish.token)
 }
 
 #[cfg(test)]

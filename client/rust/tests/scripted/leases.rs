@@ -6,14 +6,16 @@ use std::time::Duration;
 use futures::executor::block_on;
 use quorate_client::v1::finish::Outcome;
 use quorate_client::v1::work_request::Frame as Out;
+use quorate_client::v1::work_response::Frame as In;
+use quorate_client::v1::{CancelAttempt, ErrorReason};
 use quorate_client::{Agent, Client, Output};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_stream::wrappers::TcpListenerStream;
 
-use crate::agents::writer;
-use crate::fake::{Network, Seen, WorkStream, either, services, soon};
+use crate::agents::{Waiting, settle, waiting, writer};
+use crate::fake::{Network, Node, Seen, WorkStream, either, error, services, soon, token};
 
 const TTL: Duration = Duration::from_secs(10);
 /// Bounds the waits of the one test that runs on real time.
@@ -79,6 +81,165 @@ async fn a_lease_that_is_not_renewed_is_given_up_before_the_session_can_expire()
     soon(reopened).await;
     let stats = agent.stats();
     assert_eq!((stats.lost, stats.completed, stats.running), (1, 0, 0));
+}
+
+/// An agent whose heartbeats were not acknowledged for half of its time to live, so that it asks another node.
+struct InDoubt {
+    waiting: Waiting,
+    /// The stream that it has, on a node that says nothing.
+    deaf: WorkStream,
+    /// The node that it does not ask.
+    _silent: Node,
+    /// The node that it asks, and the stream on which it does.
+    other: Node,
+    asked: WorkStream,
+}
+
+async fn in_doubt(network: &Network, running: &[u64]) -> InDoubt {
+    let (mut a, mut b) = (network.node("a:1"), network.node("b:1"));
+    let mut waiting = waiting(writer(network, &["a:1", "b:1"]));
+    let (first, Seen::Work(mut deaf)) = soon(either(&mut a, &mut b)).await else { panic!("a stream") };
+    deaf.open(77).await;
+    let opened_at = Instant::now();
+    deaf.grant(running.iter().copied());
+    for _ in running {
+        soon(waiting.started.recv()).await.unwrap();
+    }
+    let (second, Seen::Work(asked)) = soon(either(&mut a, &mut b)).await else { panic!("a stream") };
+    assert_ne!(first, second);
+    assert!(opened_at.elapsed() >= TTL / 2 - Duration::from_millis(50), "{:?}", opened_at.elapsed());
+    let (silent, other) = if second == 0 { (b, a) } else { (a, b) };
+    InDoubt { waiting, deaf, _silent: silent, other, asked }
+}
+
+/// Reads until a heartbeat that was sent from now on. A stream that was left ends instead.
+async fn next_heartbeat(stream: &mut WorkStream) -> u64 {
+    let now = Instant::now();
+    loop {
+        match stream.any_frame().await {
+            Out::Heartbeat(beat) if Instant::now() > now => return beat.seq,
+            Out::Heartbeat(_) => {}
+            other => panic!("no heartbeat: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_in_doubt_is_kept_until_another_node_has_taken_over() {
+    let network = Network::default();
+    let InDoubt { waiting, mut deaf, mut asked, .. } = in_doubt(&network, &[1]).await;
+    // While the other node says nothing yet, the agent still speaks on the stream that it has.
+    next_heartbeat(&mut deaf).await;
+    assert_eq!(asked.resume(Vec::new()).await.holding, [token(1)]);
+    let left = async {
+        while let Some(frame) = deaf.next().await {
+            assert!(matches!(frame.frame, Some(Out::Heartbeat(_))), "{frame:?}");
+        }
+    };
+    soon(left).await;
+    waiting.bell.notify_waiters();
+    let (finishes, _) = asked.finishes(1).await;
+    assert_eq!(finishes[0].task_id, 1);
+    assert_eq!((waiting.agent.stats().resumes, waiting.agent.stats().lost), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_in_doubt_that_is_answered_again_carries_the_session_on() {
+    let network = Network::default();
+    let InDoubt { mut waiting, mut deaf, mut other, asked, .. } = in_doubt(&network, &[1]).await;
+    asked.break_with(error(ErrorReason::NoLeader));
+    let seq = next_heartbeat(&mut deaf).await;
+    deaf.acknowledge(seq);
+    settle().await;
+    while other.seen.try_recv().is_ok() {}
+    // The handler outlives the lease that it began with, and nobody is asked any more.
+    let began = Instant::now();
+    while began.elapsed() < 2 * TTL {
+        let seq = next_heartbeat(&mut deaf).await;
+        deaf.acknowledge(seq);
+    }
+    assert!(other.seen.try_recv().is_err());
+    assert!(waiting.dropped.try_recv().is_err());
+    waiting.bell.notify_waiters();
+    deaf.finishes(1).await;
+    assert_eq!((waiting.agent.stats().resumes, waiting.agent.stats().sessions), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_comes_while_another_node_is_asked_is_begun_once() {
+    let network = Network::default();
+    let InDoubt { mut waiting, deaf, mut asked, .. } = in_doubt(&network, &[]).await;
+    // The leader knows what was named as held, and sends all else again to the node that takes over. An attempt that was
+    // begun meanwhile could have been finished by then.
+    deaf.grant([1]);
+    settle().await;
+    assert!(waiting.started.try_recv().is_err(), "the node that is asked may be given it too");
+    assert_eq!(asked.resume(Vec::new()).await.holding, []);
+    settle().await;
+    assert!(waiting.started.try_recv().is_err(), "it comes again");
+    asked.grant([1]);
+    assert_eq!(soon(waiting.started.recv()).await, Some(1));
+    waiting.bell.notify_waiters();
+    let (finishes, _) = asked.finishes(1).await;
+    assert_eq!(finishes.len(), 1);
+    assert_eq!(waiting.agent.stats().started, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_was_kept_back_is_begun_when_no_node_takes_over_unless_it_was_cancelled() {
+    let network = Network::default();
+    let InDoubt { mut waiting, deaf, mut other, asked, .. } = in_doubt(&network, &[]).await;
+    deaf.grant([1, 2]);
+    deaf.say(In::Cancel(CancelAttempt { task_id: 1, token: Some(token(1)) }));
+    settle().await;
+    asked.break_with(error(ErrorReason::NoLeader));
+    assert_eq!(soon(waiting.started.recv()).await, Some(2));
+    // The next node that is asked hears of it.
+    let mut asked = soon(other.work()).await;
+    assert_eq!(asked.resume(Vec::new()).await.holding, [token(2)]);
+    assert_eq!((waiting.agent.stats().started, waiting.agent.stats().cancelled), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_whose_handler_cannot_be_stopped_is_left_to_expire() {
+    let network = Network::default();
+    let mut node = network.node("a:1");
+    let (start, mut started) = mpsc::unbounded_channel();
+    let (release, may_return) = blocking::channel::<()>();
+    let may_return = std::sync::Mutex::new(may_return);
+    let agent = writer(&network, &["a:1"])
+        .blocking_handler(move |attempt| {
+            let _ = start.send(attempt.task_id);
+            let _ = may_return.lock().unwrap().recv();
+            Ok(Output::default())
+        })
+        .start()
+        .unwrap();
+    let mut stream = soon(node.work()).await;
+    stream.open(77).await;
+    stream.grant([1]);
+    started.recv().await.unwrap();
+    let stopped = tokio::spawn(agent.stop());
+    // The paused clock stands still while a blocking handler runs, so the test moves it.
+    let end = async {
+        loop {
+            match stream.next().await.map(|request| request.frame) {
+                Some(Some(Out::Heartbeat(_))) => {}
+                other => return other,
+            }
+        }
+    };
+    let moving = async {
+        loop {
+            tokio::task::yield_now().await;
+            tokio::time::advance(Duration::from_millis(10)).await;
+        }
+    };
+    let end = tokio::select! { end = end => end, () = moving => None };
+    assert_eq!(end, None, "another agent would be given the task while this one still performs it");
+    drop(stream);
+    stopped.await.unwrap();
+    release.send(()).unwrap();
 }
 
 #[tokio::test(start_paused = true)]
