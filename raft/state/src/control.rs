@@ -58,6 +58,7 @@ pub use shards::{ReplicaRecord, ReplicaState, ShardRecord};
 pub use tasks::{NewTask, RetryPolicy, TaskState};
 
 use self::collections::Collections;
+use self::members::RemovedNode;
 use self::meta::MetaRecord;
 use self::names::{Names, QueueName, RoleName};
 use self::reply::KeptReply;
@@ -77,6 +78,7 @@ use crate::{Entry, Fault, MAX_OPERATIONS, Operation, Outcome, Position, Reject};
 pub struct Control {
     meta: Records<MetaRecord>,
     members: Records<MemberRecord>,
+    removed: Records<RemovedNode>,
     shards: Records<ShardRecord>,
     collections: Collections,
     queues: Names<QueueName>,

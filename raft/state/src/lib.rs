@@ -44,4 +44,5 @@ pub mod shard;
 pub use entry::{Entry, Fault, MAX_OPERATIONS, Operation, Outcome, Row};
 pub use ids::{CollectionId, LogTime, NodeId, Position, ReplicaId, RequestId, SessionId, ShardId, TaskId, Token};
 pub use metric::Metric;
+pub use records::HASH_VERSION;
 pub use reject::Reject;

@@ -281,8 +281,11 @@ fn share<R: Record>(key: &KeyBytes, value: &[u8]) -> u64 {
     hash_row(R::TABLE, key.as_slice(), value)
 }
 
+/// Which way of hashing [`hash_row`] is. Replicas whose versions differ cannot compare their states.
+pub const HASH_VERSION: u32 = 1;
+
 /// The share of a row in the set hash: 64 bits that depend on every bit of it. It is no secret and guards against accidents,
-/// not against people; it is part of no file, so it may change between versions.
+/// not against people; it is part of no file, so it may change between versions, and [`HASH_VERSION`] with it.
 pub(crate) fn hash_row(table: u8, key: &[u8], value: &[u8]) -> u64 {
     let seed = 0x9e37_79b9_7f4a_7c15 ^ (u64::from(table) << 56) ^ ((key.len() as u64) << 32) ^ value.len() as u64;
     hash_bytes(hash_bytes(seed, key), value)

@@ -173,6 +173,14 @@ pub enum Reject {
         /// The task that was named.
         task: TaskId,
     },
+    /// The node was a member and is none any more, for good.
+    #[error(
+        "node {node} was a member of this cluster and was removed: empty its data directory and start it again to join as a new node"
+    )]
+    NodeRemoved {
+        /// The node that was named.
+        node: NodeId,
+    },
 }
 
 impl Reject {

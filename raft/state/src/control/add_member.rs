@@ -21,6 +21,7 @@ impl Control {
                 return Ok(Reply::Member { control_replica: member.control_replica });
             }
             Some(member) => (member.control_replica, member.leaving),
+            None if self.removed.contains(&id) => return Err(Reject::NodeRemoved { node: id }),
             None if self.members.len() >= MAX_MEMBERS => {
                 return Err(Reject::LimitReached { what: "members".to_owned(), limit: MAX_MEMBERS as u64 });
             }
@@ -58,10 +59,12 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_left_comes_back_under_another_replica_id() {
+    fn a_node_that_was_removed_never_comes_back_under_its_id() {
         let mut cluster = Cluster::of(2);
         cluster.run(Command::RemoveMember { node: NodeId(2) }).expect("it holds nothing");
-        assert_eq!(cluster.run(Command::AddMember { node: node(2) }), Ok(Reply::Member { control_replica: 3 }));
+        let late = cluster.run(Command::AddMember { node: node(2) });
+        assert_eq!(late, Err(Reject::NodeRemoved { node: NodeId(2) }));
+        assert_eq!(cluster.run(Command::AddMember { node: node(3) }), Ok(Reply::Member { control_replica: 3 }));
     }
 
     #[test]

@@ -128,6 +128,7 @@ impl Control {
         let hash = [
             self.meta.hash(),
             self.members.hash(),
+            self.removed.hash(),
             self.shards.hash(),
             self.collections.records().hash(),
             self.queues.records().hash(),

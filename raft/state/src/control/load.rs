@@ -27,6 +27,7 @@ impl Loader {
         match table {
             table::META => control.meta.load(key, value, changes),
             table::MEMBER => control.members.load(key, value, changes),
+            table::REMOVED_NODE => control.removed.load(key, value, changes),
             table::SHARD => control.shards.load(key, value, changes),
             table::COLLECTION => control.collections.load(key, value, changes),
             table::QUEUE => control.queues.load(key, value, changes),
@@ -54,7 +55,7 @@ impl Loader {
 impl Control {
     /// The tables whose rows [`Control::load`] needs. Payloads, results and error texts are in others, which need not be
     /// read.
-    pub const TABLES: [u8; 10] = [
+    pub const TABLES: [u8; 11] = [
         table::META,
         table::MEMBER,
         table::SHARD,
@@ -65,6 +66,7 @@ impl Control {
         table::LIVE_TASK,
         table::FINISHED_TASK,
         table::REQUEST,
+        table::REMOVED_NODE,
     ];
 
     /// Rebuilds the machine from its rows, given as (table, key, value) in any order.
@@ -154,7 +156,8 @@ impl Control {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::testing::{Cluster, task};
+    use crate::NodeId;
+    use crate::control::testing::{Cluster, node, task};
     use crate::control::{Command, NewTask};
     use crate::{Operation, RequestId};
 
@@ -189,6 +192,26 @@ mod tests {
         assert_eq!(lines.join("\n"), include_str!("../../tests/frozen/control-rows-v1.txt").trim_end());
     }
 
+    /// The same with a node that came and went, which version 1 learned later.
+    fn with_removed_node() -> Cluster {
+        let mut cluster = cluster();
+        cluster.run(Command::AddMember { node: node(77) }).expect("a new node");
+        cluster.run(Command::RemoveMember { node: NodeId(77) }).expect("it holds nothing");
+        cluster
+    }
+
+    #[test]
+    fn the_row_of_a_removed_node_is_frozen() {
+        let cluster = with_removed_node();
+        let of_table = cluster.rows.iter().filter(|((table, _), _)| *table == table::REMOVED_NODE);
+        let rows: Vec<_> = of_table.map(|((_, key), value)| (key.to_vec(), value.to_vec())).collect();
+        let at = u8::try_from(cluster.state.last_position().0).expect("a short history");
+        assert_eq!(rows.len(), 1);
+        assert_eq!(rows[0].0, [0, 0, 0, 0, 0, 0, 0, 77]);
+        // Version, checksum, position.
+        assert_eq!((rows[0].1[0], &rows[0].1[5..]), (1, &[at][..]));
+    }
+
     #[test]
     fn contents_are_not_needed() {
         let cluster = cluster();
@@ -200,7 +223,7 @@ mod tests {
     /// A wrong bit in a row of a record is found, and so is a missing record that others name.
     #[test]
     fn damaged_rows_are_faults() {
-        let cluster = cluster();
+        let cluster = with_removed_node();
         let load_with = |change: &dyn Fn(u8, &mut Vec<u8>) -> bool| {
             Control::load(cluster.rows.iter().filter_map(|((table, key), value)| {
                 let mut value = value.to_vec();

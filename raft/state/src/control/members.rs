@@ -2,7 +2,7 @@
 
 use crate::codec::{Decode, Encode};
 use crate::records::Record;
-use crate::{NodeId, Reject, ReplicaId};
+use crate::{NodeId, Position, Reject, ReplicaId};
 
 /// A node as it presents itself. Names and addresses are labels: they may change, the id does not.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
@@ -34,6 +34,22 @@ impl Record for MemberRecord {
     const TABLE: u8 = super::table::MEMBER;
     type Key = NodeId;
 }
+
+/// A node that was a member. It never is again: a join that is late, or that its node goes on with, must not undo the removal,
+/// and a node that comes back comes with an empty data directory and so with another id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(super) struct RemovedNode {
+    /// Where in the log it was removed.
+    pub(super) at: Position,
+}
+
+impl Record for RemovedNode {
+    const TABLE: u8 = super::table::REMOVED_NODE;
+    type Key = NodeId;
+}
+
+/// So many removed nodes are remembered; of more the oldest are forgotten, whose joins are long over.
+pub(super) const MAX_REMOVED: usize = 4_096;
 
 /// How many replicas each group has in a cluster of so many nodes: the largest odd number up to three and to the number of
 /// nodes.

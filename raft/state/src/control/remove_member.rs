@@ -2,6 +2,7 @@
 
 use super::Control;
 use super::command::{Effect, Reply};
+use super::members::{MAX_REMOVED, RemovedNode};
 use super::step::Step;
 use crate::{NodeId, Reject};
 
@@ -19,6 +20,11 @@ impl Control {
         }
         step.meta.epoch += 1;
         self.members.remove(node, &mut step.changes);
+        self.removed.put(node, RemovedNode { at: step.meta.position }, &mut step.changes);
+        if self.removed.len() > MAX_REMOVED {
+            let oldest = self.removed.iter().min_by_key(|(node, removed)| (removed.at, *node)).map(|(node, _)| node);
+            oldest.map(|oldest| self.removed.remove(oldest, &mut step.changes));
+        }
         step.effects.push(Effect::MembersChanged);
         Ok(Reply::Done)
     }
@@ -26,7 +32,8 @@ impl Control {
 
 #[cfg(test)]
 mod tests {
-    use crate::control::testing::Cluster;
+    use super::MAX_REMOVED;
+    use crate::control::testing::{Cluster, node};
     use crate::control::{Command, Reply};
     use crate::{NodeId, Reject, ShardId};
 
@@ -41,6 +48,22 @@ mod tests {
         cluster.run(Command::ForgetReplica { shard: ShardId(1), replica }).expect("it is retiring");
         assert_eq!(cluster.run(remove), Ok(Reply::Done));
         assert!(cluster.state.member(NodeId(2)).is_none());
+    }
+
+    #[test]
+    fn remembers_a_bounded_number_of_removed_nodes() {
+        let mut cluster = Cluster::of(1);
+        for id in 2..MAX_REMOVED as u64 + 4 {
+            cluster.run(Command::AddMember { node: node(id) }).expect("a new node");
+            cluster.run(Command::RemoveMember { node: NodeId(id) }).expect("it holds nothing");
+        }
+        assert!(cluster.run(Command::AddMember { node: node(2) }).is_ok(), "the oldest one is forgotten");
+        for id in [4, MAX_REMOVED as u64] {
+            assert_eq!(
+                cluster.run(Command::AddMember { node: node(id) }),
+                Err(Reject::NodeRemoved { node: NodeId(id) })
+            );
+        }
     }
 
     #[test]

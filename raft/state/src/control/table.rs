@@ -10,6 +10,7 @@ pub(super) const SESSION: u8 = 7;
 pub(super) const LIVE_TASK: u8 = 8;
 pub(super) const FINISHED_TASK: u8 = 9;
 pub(super) const REQUEST: u8 = 10;
+pub(super) const REMOVED_NODE: u8 = 11;
 /// Contents, which are not in memory: `load` does not need them.
 pub(super) const PAYLOAD: u8 = 20;
 pub(super) const RESULT: u8 = 21;
