@@ -60,6 +60,12 @@ pub struct Start {
     /// Threads that build segments.
     #[arg(long)]
     build_threads: Option<usize>,
+    /// Checkpoint a group, and purge its log below the checkpoint, when its log has grown by so many bytes.
+    #[arg(long)]
+    snapshot_log_bytes: Option<u64>,
+    /// Entries that stay in the log below the checkpoint, for followers that are a little behind.
+    #[arg(long)]
+    purge_tail: Option<u64>,
     /// Stop when standard input closes: for processes that must not outlive the one that started them.
     #[arg(long)]
     stop_with_stdin: bool,
@@ -99,6 +105,8 @@ impl Start {
             log_level: self.log_level.clone(),
             search_threads: self.search_threads,
             build_threads: self.build_threads,
+            snapshot_log_bytes: self.snapshot_log_bytes,
+            purge_tail: self.purge_tail,
         }
     }
 }

@@ -16,6 +16,9 @@ const PREFIX: &str = "QUORATE_";
 /// Variables with the prefix that belong to the client side of the same program and are no keys of a node.
 const OTHER_VARIABLES: [&str; 4] = ["QUORATE_CONFIG", "QUORATE_ENDPOINTS", "QUORATE_OUTPUT", "QUORATE_LOG"];
 
+/// Less would make checkpoints all the time, more would fill disks.
+const SNAPSHOT_LOG_BYTES: std::ops::RangeInclusive<u64> = 64 << 10..=64 << 30;
+
 /// Heartbeat and election times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -62,6 +65,10 @@ pub struct Config {
     pub search_threads: usize,
     /// Threads that build segments, at low priority, at least 1.
     pub build_threads: usize,
+    /// A group is checkpointed, and its log purged below the checkpoint, when its log has grown by so many bytes.
+    pub snapshot_log_bytes: u64,
+    /// How many entries stay in the log below the checkpoint, for followers that are a little behind.
+    pub purge_tail: u64,
     /// How often the replicas of a group compare the hashes of their states. No key of the file: a simulation, whose faults
     /// come faster, shortens it.
     pub compare_every: Duration,
@@ -93,6 +100,10 @@ pub struct Values {
     pub search_threads: Option<usize>,
     /// See [`Config::build_threads`].
     pub build_threads: Option<usize>,
+    /// See [`Config::snapshot_log_bytes`].
+    pub snapshot_log_bytes: Option<u64>,
+    /// See [`Config::purge_tail`].
+    pub purge_tail: Option<u64>,
 }
 
 /// Why a configuration is refused.
@@ -152,6 +163,8 @@ impl Default for Config {
             log_level: "info".into(),
             search_threads: cores,
             build_threads: cores.div_ceil(2),
+            snapshot_log_bytes: 64 << 20,
+            purge_tail: 1_000,
             compare_every: Duration::from_secs(1),
         }
     }
@@ -212,6 +225,8 @@ impl Config {
         put(&mut self.log_level, values.log_level);
         put(&mut self.search_threads, values.search_threads);
         put(&mut self.build_threads, values.build_threads);
+        put(&mut self.snapshot_log_bytes, values.snapshot_log_bytes);
+        put(&mut self.purge_tail, values.purge_tail);
     }
 
     /// Checks what can be checked without touching the disk or the network.
@@ -242,6 +257,11 @@ impl Config {
             if !(1..=256).contains(&threads) {
                 return invalid(key, format!("{threads} is not within 1..=256"));
             }
+        }
+        let bytes = self.snapshot_log_bytes;
+        if !SNAPSHOT_LOG_BYTES.contains(&bytes) {
+            let (least, most) = (SNAPSHOT_LOG_BYTES.start(), SNAPSHOT_LOG_BYTES.end());
+            return invalid("snapshot_log_bytes", format!("{bytes} is not within {least}..={most}"));
         }
         Ok(())
     }
@@ -283,7 +303,7 @@ fn read_environment(environment: impl IntoIterator<Item = (String, String)>) -> 
     for (variable, value) in environment.into_iter().collect::<BTreeMap<_, _>>() {
         let Some(key) = variable.strip_prefix(PREFIX) else { continue };
         #[cfg(feature = "planted")]
-        if variable == crate::planted::VARIABLE {
+        if [crate::planted::VARIABLE, crate::planted::FAILPOINT_VARIABLE].contains(&variable.as_str()) {
             continue;
         }
         if OTHER_VARIABLES.contains(&variable.as_str()) {
@@ -296,7 +316,9 @@ fn read_environment(environment: impl IntoIterator<Item = (String, String)>) -> 
 }
 
 fn set_variable(values: &mut Values, key: &str, value: String) -> Result<(), String> {
-    let number = |value: &str| value.parse().map_err(|_| format!("{value:?} is not a number"));
+    fn number<T: std::str::FromStr>(value: &str) -> Result<T, String> {
+        value.parse().map_err(|_| format!("{value:?} is not a number"))
+    }
     match key {
         "data_dir" => values.data_dir = Some(value.into()),
         "client_listen" => values.client_listen = Some(value),
@@ -315,6 +337,8 @@ fn set_variable(values: &mut Values, key: &str, value: String) -> Result<(), Str
         "log_level" => values.log_level = Some(value),
         "search_threads" => values.search_threads = Some(number(&value)?),
         "build_threads" => values.build_threads = Some(number(&value)?),
+        "snapshot_log_bytes" => values.snapshot_log_bytes = Some(number(&value)?),
+        "purge_tail" => values.purge_tail = Some(number(&value)?),
         _ => return Err("there is no such key".into()),
     }
     Ok(())

@@ -210,7 +210,7 @@ fn rejection(reject: Reject) -> Error {
             ErrorReason::InvalidArgument
         }
         Reject::RequestExpired { .. } => ErrorReason::RequestExpired,
-        Reject::AlreadyInitialized => ErrorReason::AlreadyInitialized,
+        Reject::AlreadyInitialized | Reject::NodeRemoved { .. } => ErrorReason::AlreadyInitialized,
         Reject::NotInitialized => ErrorReason::NotInitialized,
         Reject::NodeNotFound { .. } => ErrorReason::NodeNotFound,
         Reject::LastNode { .. } => ErrorReason::WouldBreakQuorum,

@@ -44,6 +44,8 @@ pub struct Case {
     pub stage: Stage,
     /// When this process learned of it.
     pub since: Instant,
+    /// Since when it has certainly acknowledged nothing any more, once it has stopped.
+    pub out_since: Instant,
     /// Why it does not go on now, if so, and what would help.
     pub held_up: Option<String>,
 }
@@ -83,7 +85,8 @@ impl Quarantine {
             return;
         }
         tracing::error!(%group, replica, reason, "a replica of this node is taken out of service");
-        let case = Case { replica, reason: reason.to_owned(), stage, since: Instant::now(), held_up: None };
+        let now = Instant::now();
+        let case = Case { replica, reason: reason.to_owned(), stage, since: now, out_since: now, held_up: None };
         cases.insert(group, case);
         if stage != Stage::Halted {
             self.metrics.replicas_quarantined.inc();
@@ -100,7 +103,7 @@ impl Quarantine {
     pub fn settled(&self, group: GroupId, replica: ReplicaId) {
         self.change(group, |case| {
             if case.replica == Some(replica) && case.stage == Stage::Found {
-                case.stage = Stage::Quarantined;
+                (case.stage, case.out_since) = (Stage::Quarantined, Instant::now());
             }
         });
     }

@@ -294,6 +294,12 @@ pub async fn start_with(
     let mut raft = GroupsConfig::new(identity, data_dir.clone(), addresses.peer.clone());
     raft.timers = config.timers.timers();
     raft.registry = metrics.registry.clone();
+    raft.snapshot_log_bytes = config.snapshot_log_bytes;
+    raft.purge_tail = config.purge_tail;
+    #[cfg(feature = "planted")]
+    {
+        raft.observer = crate::planted::observer();
+    }
     let seams = seams(&data_dir)?;
     let clock = Arc::new(SystemClock::new());
     let node = Node::assemble(config, addresses.clone(), raft, seams, clock, metrics).await?;

@@ -2,7 +2,9 @@
 //!
 //! Committed entries come in batches. A batch is applied entry by entry, its rows and the applied mark reach the store
 //! in one atomic write, then the machine and the proposers are told. The store is not synced for it: after a crash it may
-//! stand at an earlier position, and openraft replays the log from there, which is purged only below a checkpoint.
+//! stand at an earlier position, and openraft replays the log from there, which is purged only below a checkpoint. It never
+//! stands at a later one: the others can commit what this node has not on its disk yet, and a store that had flushed it would
+//! after a crash contradict the log. So applying waits for the log, as everything waits for its write-ahead log.
 
 use std::io;
 use std::path::Path;
@@ -17,11 +19,12 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::blocking::Blocking;
+use crate::checkpoints::{Checkpoints, Known};
 use crate::hashes::Hashes;
 use crate::health::{Health, is_damage};
-use crate::ids::GroupId;
-use crate::log::LogStore;
-use crate::machine::{Machine, Reply, RowBatch, RowVisitor, StateStore, StateStores, Table};
+use crate::ids::{GroupId, ReplicaId};
+use crate::log::{GroupLogReader, LogStore};
+use crate::machine::{Machine, Reply, Reread, RowBatch, RowVisitor, StateStore, StateStores, Table};
 use crate::observe::{Applying, Observer, failpoint, pass};
 use crate::snapshot::{Checkpoint, CheckpointDirs, Snapshot, SnapshotMeta, decode_mark, encode_mark};
 use crate::types::{Entry, LeaderId, LogId, StoredMembership, TC, position_of};
@@ -47,6 +50,8 @@ pub(crate) struct Applied {
     pub(crate) limit_bytes: u64,
     /// False until openraft has recovered its state.
     pub(crate) running: AtomicBool,
+    /// The group has stopped.
+    closed: AtomicBool,
     pub(crate) hashes: Hashes,
 }
 
@@ -60,13 +65,33 @@ impl Applied {
             purge_due: Notify::new(),
             limit_bytes,
             running: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             hashes: Hashes::new(hash_every),
         }
     }
 
-    /// Lets go of the store, so that its database can close.
+    /// Lets go of the store, so that its database can close. No other takes its place from then on.
     pub(crate) fn close_store(&self) {
-        *self.store.write() = Arc::new(ClosedStore);
+        let mut store = self.store.write();
+        self.closed.store(true, Ordering::Release);
+        *store = Arc::new(ClosedStore);
+    }
+
+    fn replace_store(&self, with: Arc<dyn StateStore>) {
+        let mut store = self.store.write();
+        if !self.closed.load(Ordering::Acquire) {
+            *store = with;
+        }
+    }
+
+    /// A checkpoint holds what so many bytes have made.
+    pub(crate) fn shrink(&self, bytes: u64) {
+        let shrunk = self
+            .grown_bytes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |grown| Some(grown.saturating_sub(bytes)));
+        if shrunk.is_ok_and(|before| before.saturating_sub(bytes) >= self.limit_bytes) {
+            self.purge_due.notify_one();
+        }
     }
 
     fn publish(&self, at: &LogId) {
@@ -98,23 +123,15 @@ pub(crate) struct Adapter {
     store: Arc<dyn StateStore>,
     states: Arc<dyn StateStores>,
     applied: Arc<Applied>,
-    dirs: CheckpointDirs,
+    checkpoints: Arc<Checkpoints>,
     blocking: Blocking,
     meta: SnapshotMeta,
-    newest: Arc<Mutex<Newest>>,
     log: LogStore,
+    reader: GroupLogReader,
     health: Arc<Health>,
     observer: Option<Observer>,
     /// The last field, so that it is dropped after the store.
-    lease: Lease,
-}
-
-/// The newest checkpoint of the current store.
-#[derive(Default)]
-struct Newest {
-    snapshot: Option<Snapshot>,
-    /// Counts the stores: a checkpoint that was begun on an earlier one is not of this one.
-    store: u64,
+    _lease: Lease,
 }
 
 /// Why a state cannot be used.
@@ -139,6 +156,7 @@ impl From<io::Error> for LoadError {
 /// What [`Adapter::open`] needs.
 pub(crate) struct AdapterParts {
     pub(crate) group: GroupId,
+    pub(crate) replica: ReplicaId,
     pub(crate) machine: Box<dyn Machine>,
     pub(crate) states: Arc<dyn StateStores>,
     pub(crate) dirs: CheckpointDirs,
@@ -146,6 +164,7 @@ pub(crate) struct AdapterParts {
     pub(crate) limit_bytes: u64,
     pub(crate) hash_every: u64,
     pub(crate) log: LogStore,
+    pub(crate) reader: GroupLogReader,
     pub(crate) health: Arc<Health>,
     pub(crate) observer: Option<Observer>,
     pub(crate) lease: Lease,
@@ -153,9 +172,10 @@ pub(crate) struct AdapterParts {
 
 impl Adapter {
     /// Opens the store and loads the machine from it.
-    pub(crate) async fn open(parts: AdapterParts) -> Result<(Adapter, Arc<Applied>), LoadError> {
+    pub(crate) async fn open(parts: AdapterParts) -> Result<(Adapter, Arc<Checkpoints>), LoadError> {
         let AdapterParts {
             group,
+            replica,
             machine,
             states,
             dirs,
@@ -163,6 +183,7 @@ impl Adapter {
             limit_bytes,
             hash_every,
             log,
+            reader,
             health,
             observer,
             lease,
@@ -175,27 +196,48 @@ impl Adapter {
         if let Some(at) = &meta.last_log_id {
             applied.publish(at);
         }
+        let checkpoints = Arc::new(Checkpoints {
+            group,
+            replica,
+            states: states.clone(),
+            dirs,
+            blocking,
+            health: health.clone(),
+            observer: observer.clone(),
+            applied: applied.clone(),
+            known: Mutex::new(Known::new(lease.clone())),
+            changes: tokio::sync::Mutex::default(),
+            promoted: Notify::new(),
+        });
         let adapter = Adapter {
             group,
             machine: Mutex::new(Some(machine)),
             store,
             states,
-            applied: applied.clone(),
-            dirs,
+            applied,
+            checkpoints: checkpoints.clone(),
             blocking,
             meta,
-            newest: Arc::default(),
             log,
+            reader,
             health,
             observer,
-            lease,
+            _lease: lease,
         };
-        Ok((adapter, applied))
+        Ok((adapter, checkpoints))
     }
 
     /// The last entry that the state reflects.
     pub(crate) fn reached(&self) -> Option<LogId> {
         self.meta.last_log_id
+    }
+
+    /// Waits until the log is on the disk up to a position. Nearly always it is.
+    async fn wait_for_log(&self, position: Option<u64>) -> io::Result<()> {
+        match position {
+            Some(position) if !self.reader.is_durable(position) => self.log.flush().await,
+            _ => Ok(()),
+        }
     }
 
     fn apply_batch(&mut self, batch: Vec<EntryResponder<TC>>) -> io::Result<()> {
@@ -230,21 +272,6 @@ impl Adapter {
         }
         self.applied.grow(bytes);
         Ok(())
-    }
-
-    fn builder(&self) -> Builder {
-        Builder {
-            begun_on: self.newest.lock().store,
-            dir: self.dirs.next(self.group),
-            store: self.store.clone(),
-            states: self.states.clone(),
-            applied: self.applied.clone(),
-            blocking: self.blocking,
-            newest: self.newest.clone(),
-            health: self.health.clone(),
-            observer: self.observer.clone(),
-            _lease: self.lease.clone(),
-        }
     }
 }
 
@@ -319,6 +346,7 @@ impl RaftStateMachine<TC> for Adapter {
         let mut chunks = entries.ready_chunks(BATCH_ENTRIES);
         while let Some(chunk) = chunks.next().await {
             let batch = chunk.into_iter().collect::<Result<Vec<_>, _>>()?;
+            self.wait_for_log(batch.last().map(|(entry, _)| entry.log_id.index)).await?;
             let bytes: u64 = batch.iter().map(|(entry, _)| payload_bytes(entry)).sum();
             let blocking = self.blocking;
             blocking.in_place(bytes as usize, || self.apply_batch(batch)).inspect_err(|error| {
@@ -329,7 +357,13 @@ impl RaftStateMachine<TC> for Adapter {
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        self.builder()
+        Builder { checkpoints: self.checkpoints.clone() }
+    }
+
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+        // What openraft is told of, it purges the log for.
+        let builder = force || self.checkpoints.current().is_some();
+        builder.then(|| Builder { checkpoints: self.checkpoints.clone() })
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Arc<Checkpoint>) -> io::Result<()> {
@@ -341,43 +375,52 @@ impl RaftStateMachine<TC> for Adapter {
         // Readers keep the old store until the new one is there; it serves who still holds it.
         let old = std::mem::replace(&mut self.store, Arc::new(ClosedStore));
         let (states, group, expected, health) = (self.states.clone(), self.group, meta.clone(), self.health.clone());
-        let observer = self.observer.clone();
+        let (observer, checkpoints) = (self.observer.clone(), self.checkpoints.clone());
         let installed = self.blocking.run(move || {
             pass(observer.as_ref(), failpoint::SNAPSHOT_RECEIVED)?;
+            let kept = checkpoints.keep_received(&snapshot);
             let store = Watched::new(replace(&*states, group, old, snapshot.dir(), &expected)?, health);
             #[cfg(feature = "planted")]
             crate::planted::lose_a_table(group, &*store)?;
             pass(observer.as_ref(), failpoint::SNAPSHOT_PLACED)?;
             machine.load(store.clone(), expected.last_log_id.as_ref().map(position_of)).map_err(io::Error::other)?;
-            Ok((machine, store))
+            Ok((machine, store, kept))
         });
-        let (machine, store) = installed.await.inspect_err(|error| {
+        let (machine, store, kept) = installed.await.inspect_err(|error| {
+            self.health.judge("a snapshot that was received", error);
             tracing::error!(group = %self.group, %error, "a snapshot could not be installed; the group stops on this node");
         })?;
-        self.applied.hashes.restart(meta.last_log_id.map(|at| (at.index, machine.hash())));
+        let hash = machine.hash();
+        self.applied.hashes.restart(meta.last_log_id.map(|at| (at.index, hash)));
         *self.machine.get_mut() = Some(machine);
-        *self.applied.store.write() = store.clone();
+        self.applied.replace_store(store.clone());
         self.store = store;
         self.meta = meta.clone();
-        {
-            let mut newest = self.newest.lock();
-            newest.snapshot = None;
-            newest.store += 1;
-            self.applied.grown_bytes.store(0, Ordering::Relaxed);
-        }
+        let kept = kept.map(|snapshot| Snapshot { meta: meta.clone(), snapshot });
+        self.checkpoints.replaced(meta.last_log_id.map(|at| at.index), hash, kept).await?;
         if let Some(at) = &meta.last_log_id {
             self.applied.publish(at);
         }
         Ok(())
     }
 
-    /// The newest checkpoint; one is made when there is none, for that is asked only when a peer needs it.
+    /// The newest confirmed checkpoint, or else the candidate, which is sent when it is confirmed. One is made when there is
+    /// none, for that is asked only when a peer needs it.
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
-        let newest = self.newest.lock().snapshot.clone();
-        if newest.is_some() || !self.applied.running.load(Ordering::Acquire) || self.meta.last_log_id.is_none() {
-            return Ok(newest);
+        let best = self.checkpoints.best();
+        if best.is_some() || !self.applied.running.load(Ordering::Acquire) || self.meta.last_log_id.is_none() {
+            return Ok(best);
         }
-        self.builder().build_snapshot().await.map(Some)
+        match self.checkpoints.make().await {
+            Ok(Some(made)) => Ok(Some(made)),
+            // An error here would stop the group. There is none that is confirmed, so openraft is told that the peer cannot be
+            // reached, and asks again.
+            Ok(None) => Ok(Some(Snapshot { meta: SnapshotMeta::default(), snapshot: Arc::new(Checkpoint::absent()) })),
+            Err(error) => {
+                tracing::warn!(group = %self.group, %error, "a checkpoint that a peer needs could not be made");
+                Ok(Some(Snapshot { meta: SnapshotMeta::default(), snapshot: Arc::new(Checkpoint::absent()) }))
+            }
+        }
     }
 }
 
@@ -396,44 +439,20 @@ fn replace(
     states.replace(group, old, dir)
 }
 
-/// Makes one checkpoint, beside apply.
+/// Tells openraft of a checkpoint. Those that count are made and confirmed elsewhere, in their own time; without any, which is
+/// so only at a start, it is told of a new one.
 pub(crate) struct Builder {
-    /// The number of the store of which it is made.
-    begun_on: u64,
-    dir: std::path::PathBuf,
-    store: Arc<dyn StateStore>,
-    states: Arc<dyn StateStores>,
-    applied: Arc<Applied>,
-    blocking: Blocking,
-    newest: Arc<Mutex<Newest>>,
-    health: Arc<Health>,
-    observer: Option<Observer>,
-    _lease: Lease,
+    checkpoints: Arc<Checkpoints>,
 }
 
 impl RaftSnapshotBuilder<TC> for Builder {
     type SnapshotData = Arc<Checkpoint>;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
-        let (store, states, dir) = (self.store.clone(), self.states.clone(), self.dir.clone());
-        let grown = self.applied.grown_bytes.load(Ordering::Relaxed);
-        let observer = self.observer.clone();
-        let built = self.blocking.run(move || {
-            let checkpoint = Arc::new(Checkpoint::new(dir.clone()));
-            store.checkpoint(&dir)?;
-            pass(observer.as_ref(), failpoint::CHECKPOINT_MADE)?;
-            // What the checkpoint says of itself, not what has been applied: apply goes on meanwhile.
-            let meta = decode_mark(states.applied_of(&dir)?.as_deref())?;
-            Ok(Snapshot { meta, snapshot: checkpoint })
-        });
-        let snapshot = built.await.inspect_err(|error| self.health.judge("a checkpoint of the state", error))?;
-        let mut newest = self.newest.lock();
-        // A snapshot may have replaced the store meanwhile: this one is older than that, and the bytes are counted anew.
-        if newest.store == self.begun_on {
-            self.applied.grown_bytes.fetch_sub(grown, Ordering::Relaxed);
-            newest.snapshot = Some(snapshot.clone());
+        match self.checkpoints.current() {
+            Some(current) => Ok(current),
+            None => self.checkpoints.make().await?.ok_or_else(|| io::Error::other("the state reflects no entry")),
         }
-        Ok(snapshot)
     }
 }
 
@@ -469,6 +488,9 @@ impl StateStore for ClosedStore {
     fn checkpoint(&self, _: &Path) -> io::Result<()> {
         closed()
     }
+    fn reread(&self, _: &[u8], _: usize) -> io::Result<Reread> {
+        closed()
+    }
 }
 
 #[cfg(test)]
@@ -497,23 +519,48 @@ mod tests {
 
     const GROUP: GroupId = GroupId(1);
 
-    async fn adapter(states: &MemoryStates, dir: &Path) -> (Adapter, Arc<Applied>) {
-        let mode = WriterMode::Task(TaskHooks::instant());
+    /// A log whose writer is a task that takes as long as is said, in milliseconds.
+    fn log_store(latency_ms: u64) -> LogStore {
+        let latency = Arc::new(move || std::time::Duration::from_millis(latency_ms));
+        let mode = WriterMode::Task(TaskHooks { latency, ..TaskHooks::instant() });
         let (log, floor) = (Arc::new(MemoryLog::new()), Arc::new(MemoryFloor::new()));
+        LogStore::open(log, floor, mode, LogConfig::default()).unwrap()
+    }
+
+    async fn adapter(
+        states: &MemoryStates,
+        dir: &Path,
+        purged: Option<u64>,
+        observer: Option<Observer>,
+    ) -> (Adapter, Arc<Checkpoints>) {
+        let log = log_store(0);
+        let reader = log.open_group(GROUP, 7).await.unwrap().reader();
         let parts = AdapterParts {
             group: GROUP,
+            replica: 7,
             machine: Box::new(Idle),
             states: Arc::new(states.clone()),
             dirs: CheckpointDirs::open(dir.join("checkpoints")).unwrap(),
             blocking: Blocking::InPlace,
             limit_bytes: 1_000,
             hash_every: 1,
-            log: LogStore::open(log, floor, mode, LogConfig::default()).unwrap(),
+            log,
+            reader,
             health: Arc::default(),
-            observer: None,
+            observer,
             lease: Arc::new(oneshot::channel().0),
         };
-        Adapter::open(parts).await.map_err(|error| format!("{error:?}")).unwrap()
+        let (adapter, checkpoints) = Adapter::open(parts).await.map_err(|error| format!("{error:?}")).unwrap();
+        checkpoints.recover(purged, adapter.reached()).await.unwrap();
+        checkpoints.applied.running.store(true, Ordering::Release);
+        (adapter, checkpoints)
+    }
+
+    /// The store of the group reflects a position from here on.
+    fn reach(store: &dyn StateStore, position: u64) -> LogId {
+        let at = log_id(2, 1, position);
+        store.write(&RowBatch::default(), &encode_mark(Some(&at), &StoredMembership::default())).unwrap();
+        at
     }
 
     /// A checkpoint that reflects a position, as a peer would have sent it.
@@ -527,22 +574,182 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_checkpoint_of_the_store_before_a_snapshot_is_not_the_newest_of_the_one_after() {
+    async fn a_checkpoint_of_the_store_before_a_snapshot_is_none_of_the_one_after() {
         let dir = tempfile::tempdir().unwrap();
         let states = MemoryStates::new(dir.path().join("scratch"));
-        let (mut adapter, applied) = adapter(&states, dir.path()).await;
-        applied.running.store(true, Ordering::Release);
-        applied.grow(500);
-        let mut early = adapter.get_snapshot_builder().await;
+        let replaced: Arc<Mutex<Option<Arc<Checkpoints>>>> = Arc::default();
+        let during = replaced.clone();
+        let observer = Observer::new(|_| {}).ending_at(move |point| {
+            if let Some(checkpoints) = during.lock().take_if(|_| point == failpoint::CHECKPOINT_MADE) {
+                futures::executor::block_on(checkpoints.replaced(Some(50), 7, None)).unwrap();
+            }
+            false
+        });
+        let (adapter, checkpoints) = adapter(&states, dir.path(), None, Some(observer)).await;
+        reach(&*adapter.store, 9);
+        checkpoints.applied.grow(500);
+        *replaced.lock() = Some(checkpoints.clone());
+        assert!(checkpoints.make().await.unwrap().is_none());
+        assert!(checkpoints.best().is_none() && !checkpoints.has_candidate());
+        assert_eq!(checkpoints.applied.grown_bytes.load(Ordering::Relaxed), 0, "counted anew for the new store");
+    }
+
+    /// The others may have committed an entry that is still on its way to this node's disk.
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_applied_before_it_is_in_the_log_on_disk() {
+        use openraft::storage::{IOFlushed, RaftLogStorage as _};
+        let dir = tempfile::tempdir().unwrap();
+        let states = MemoryStates::new(dir.path().join("scratch"));
+        let (mut adapter, checkpoints) = adapter(&states, dir.path(), None, None).await;
+        adapter.log = log_store(300);
+        let mut log = adapter.log.open_group(GROUP, 7).await.unwrap();
+        adapter.reader = log.reader();
+        let entry = || Entry { log_id: log_id(1, 1, 0), payload: EntryPayload::Blank };
+        let began = tokio::time::Instant::now();
+        log.append([entry()], IOFlushed::noop()).await.unwrap();
+        adapter.apply(futures::stream::iter([Ok((entry(), None))])).await.unwrap();
+        assert!(began.elapsed() >= std::time::Duration::from_millis(300), "{:?}", began.elapsed());
+        assert_eq!(
+            decode_mark(adapter.store.applied().unwrap().as_deref()).unwrap().last_log_id,
+            Some(log_id(1, 1, 0))
+        );
+        drop(checkpoints);
+    }
+
+    #[tokio::test]
+    async fn what_a_snapshot_brings_is_confirmed_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let states = MemoryStates::new(dir.path().join("scratch"));
+        let (mut adapter, checkpoints) = adapter(&states, dir.path(), None, None).await;
         let (meta, snapshot) = arrived(&states, 50);
         adapter.install_snapshot(&meta, snapshot).await.unwrap();
-        let built = early.build_snapshot().await.unwrap();
-        assert_eq!(built.meta.last_log_id, None, "it is one of the empty store");
-        assert_eq!(applied.grown_bytes.load(Ordering::Relaxed), 0);
-        let current = adapter.get_current_snapshot().await.unwrap().unwrap();
-        assert_eq!(current.meta, meta);
-        let mut late = adapter.get_snapshot_builder().await;
-        assert_eq!(late.build_snapshot().await.unwrap().meta, meta);
-        assert_eq!((applied.hashes.current(), applied.hashes.noted()), (Some((50, 7)), Vec::new()));
+        let current = checkpoints.current().unwrap();
+        assert!(current.meta == meta && checkpoints.is_confirmed(&current));
+        assert_eq!(adapter.get_current_snapshot().await.unwrap().unwrap().meta, meta);
+        let hashes = &checkpoints.applied.hashes;
+        assert_eq!((hashes.current(), hashes.noted(), checkpoints.agreed()), (Some((50, 7)), vec![], Some((50, 7))));
+    }
+
+    #[tokio::test]
+    async fn a_checkpoint_counts_once_a_majority_has_agreed_at_its_position_or_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let states = MemoryStates::new(dir.path().join("scratch"));
+        let (mut adapter, checkpoints) = adapter(&states, dir.path(), None, None).await;
+        reach(&*adapter.store, 9);
+        checkpoints.applied.grow(500);
+        let made = checkpoints.make().await.unwrap().unwrap();
+        checkpoints.agree(8, 7).await.unwrap();
+        assert!(!checkpoints.is_confirmed(&made) && checkpoints.current().is_none() && checkpoints.has_candidate());
+        assert!(adapter.try_create_snapshot_builder(false).await.is_none(), "openraft would purge the log for it");
+        assert_eq!(checkpoints.best().unwrap().meta, made.meta, "a peer that needs it waits for it");
+        checkpoints.agree(10, 7).await.unwrap();
+        assert!(checkpoints.is_confirmed(&made) && !checkpoints.has_candidate());
+        assert_eq!(checkpoints.applied.grown_bytes.load(Ordering::Relaxed), 0);
+        assert!(adapter.try_create_snapshot_builder(false).await.is_some());
+        // The next one takes its place only when it is confirmed too.
+        reach(&*adapter.store, 20);
+        let next = checkpoints.make().await.unwrap().unwrap();
+        assert!(checkpoints.is_confirmed(&made) && !checkpoints.is_confirmed(&next));
+        assert_eq!(adapter.get_current_snapshot().await.unwrap().unwrap().meta, made.meta);
+        let old = made.snapshot.dir().to_owned();
+        drop(made);
+        checkpoints.agree(20, 7).await.unwrap();
+        assert!(checkpoints.is_confirmed(&next) && !old.exists());
+    }
+
+    #[tokio::test]
+    async fn the_confirmed_checkpoint_outlives_the_process_and_the_candidate_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let states = MemoryStates::new(dir.path().join("scratch"));
+        let confirmed = {
+            let (adapter, checkpoints) = adapter(&states, dir.path(), None, None).await;
+            let at = reach(&*adapter.store, 9);
+            checkpoints.agree(9, 7).await.unwrap();
+            checkpoints.make().await.unwrap();
+            reach(&*adapter.store, 20);
+            checkpoints.make().await.unwrap();
+            assert!(checkpoints.has_candidate());
+            at
+        };
+        let states = states.crash();
+        let found = async |purged| {
+            let (_, checkpoints) = adapter(&states, dir.path(), purged, None).await;
+            checkpoints.best().map(|best| (best.meta.last_log_id, checkpoints.is_confirmed(&best)))
+        };
+        assert_eq!(found(Some(9)).await, Some((Some(confirmed), true)));
+        assert_eq!(found(None).await, Some((Some(confirmed), true)), "again");
+        assert_eq!(found(Some(10)).await, None, "it leaves a gap to the log");
+        assert_eq!(found(None).await, None, "it was dropped for good");
+    }
+
+    fn rot(checkpoint: &Checkpoint) {
+        let file = std::fs::read_dir(checkpoint.dir()).unwrap().next().unwrap().unwrap().path();
+        std::fs::write(file, b"rot").unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_rotten_checkpoint_is_dropped_and_a_second_one_convicts_the_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let states = MemoryStates::new(dir.path().join("scratch"));
+        {
+            let (adapter, checkpoints) = adapter(&states, dir.path(), None, None).await;
+            reach(&*adapter.store, 9);
+            checkpoints.agree(9, 7).await.unwrap();
+            checkpoints.make().await.unwrap();
+        }
+        let (adapter, checkpoints) = adapter(&states, dir.path(), None, None).await;
+        let kept = checkpoints.current().unwrap();
+        rot(&kept.snapshot);
+        checkpoints.verify(&kept).await.unwrap_err();
+        assert!(checkpoints.best().is_none() && checkpoints.health.found().is_none());
+        // One that is good says that the state is.
+        reach(&*adapter.store, 10);
+        let good = checkpoints.make().await.unwrap().unwrap();
+        checkpoints.agree(10, 7).await.unwrap();
+        checkpoints.verify(&good).await.unwrap();
+        rot(&good.snapshot);
+        checkpoints.verify(&good).await.unwrap();
+        good.snapshot.doubt();
+        checkpoints.verify(&good).await.unwrap_err();
+        assert!(checkpoints.health.found().is_none());
+        reach(&*adapter.store, 11);
+        let again = checkpoints.make().await.unwrap().unwrap();
+        rot(&again.snapshot);
+        checkpoints.verify(&again).await.unwrap_err();
+        assert!(checkpoints.health.found().is_some(), "two in a row");
+    }
+
+    #[tokio::test]
+    async fn a_disk_without_room_or_directory_costs_a_checkpoint_and_not_the_group() {
+        let dir = tempfile::tempdir().unwrap();
+        let states = MemoryStates::new(dir.path().join("scratch"));
+        let (mut adapter, checkpoints) = adapter(&states, dir.path(), None, None).await;
+        adapter.meta.last_log_id = Some(reach(&*adapter.store, 9));
+        states.set_full(true);
+        let absent = adapter.get_current_snapshot().await.unwrap().unwrap();
+        assert!(!checkpoints.is_confirmed(&absent) && absent.meta.last_log_id.is_none());
+        states.set_full(false);
+        std::fs::remove_dir_all(dir.path().join("checkpoints")).unwrap();
+        let made = adapter.get_current_snapshot().await.unwrap().unwrap();
+        assert_eq!(made.meta.last_log_id, adapter.meta.last_log_id);
+        assert!(checkpoints.health.found().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_purged_while_a_peer_receives_a_checkpoint_or_catches_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let states = MemoryStates::new(dir.path().join("scratch"));
+        let (_, checkpoints) = adapter(&states, dir.path(), None, None).await;
+        let may = async |seconds| {
+            tokio::time::timeout(std::time::Duration::from_secs(seconds), checkpoints.may_purge()).await.is_ok()
+        };
+        assert!(may(1).await);
+        let sending = checkpoints.begin_sending();
+        assert!(!may(100).await);
+        drop(sending);
+        assert!(!may(5).await && may(10).await);
+        let _sending = checkpoints.begin_sending();
+        checkpoints.applied.grow(16_000);
+        assert!(may(2).await, "a log that is too large is purged all the same");
     }
 }

@@ -75,6 +75,11 @@ pub trait LogEngine: Send + Sync + 'static {
     fn mark(&self, group: GroupId, kind: MarkKind) -> io::Result<Option<Bytes>>;
     /// Groups that have anything stored.
     fn groups(&self) -> io::Result<Vec<GroupId>>;
+    /// Moves what is durable only in a write-ahead log, and read from memory, to where it is read from the disk. An error is
+    /// final only for who calls `commit` after it.
+    fn spill(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The file of the floor: two slots that are written in turn, so that one of them is whole at any time.

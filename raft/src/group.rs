@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::apply::{Adapter, Applied};
 use crate::blocking::Blocking;
+use crate::checkpoints::Checkpoints;
 use crate::health::{Health, Stop};
 use crate::ids::{GroupId, LogPosition, ReplicaId};
 use crate::log::{GroupLogReader, LogStore};
@@ -155,6 +157,7 @@ pub(crate) struct Running {
     pub(crate) replica: ReplicaId,
     pub(crate) raft: Raft<TC, Adapter>,
     pub(crate) applied: Arc<Applied>,
+    pub(crate) checkpoints: Arc<Checkpoints>,
     pub(crate) log: GroupLogReader,
     pub(crate) states: Arc<dyn StateStores>,
     pub(crate) links: Arc<Links>,
@@ -222,6 +225,7 @@ impl Running {
             tracing::error!(group = %self.id, %error, "the core of the group had failed");
         }
         self.applied.close_store();
+        self.checkpoints.close();
         let released = self.released.lock().take();
         let Some(released) = released else {
             self.ended.cancelled().await;
@@ -591,6 +595,20 @@ impl Group {
     /// The last applied position with the hash of the state there. Both are of one moment.
     pub fn hash(&self) -> Option<(u64, u64)> {
         self.running.applied.hashes.current()
+    }
+
+    /// Tells the replica that a majority of the voters has at `position` the state that this one has or had there, which has
+    /// this hash. Checkpoints up to there count from then on: they may be sent, and the log may be purged below them.
+    ///
+    /// # Errors
+    /// Those of the disk; the next call tries again.
+    pub async fn agree(&self, position: u64, hash: u64) -> io::Result<()> {
+        self.running.checkpoints.agree(position, hash).await
+    }
+
+    /// Whether [`Group::agree`] has been told of the last applied position, and no checkpoint waits for it.
+    pub fn is_agreed(&self) -> bool {
+        self.running.checkpoints.agreed() == self.hash() && !self.running.checkpoints.has_candidate()
     }
 
     /// The group as this replica sees it.

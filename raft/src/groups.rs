@@ -3,10 +3,12 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::runtime::{Handle, Runtime};
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
@@ -23,8 +25,9 @@ use crate::ids::{ClusterId, GroupId, NodeId, ReplicaId};
 use crate::log::FileFloor;
 use crate::log::{LogConfig, LogError, LogStore, StoredReplica, WriterMode};
 use crate::machine::{Machine, StateStores};
-use crate::metrics::{GroupCollector, TransportMetrics};
+use crate::metrics::{GroupCollector, ScrubMetrics, TransportMetrics};
 use crate::observe::{Observer, failpoint, pass};
+use crate::scrub::{Schedule, Scrub};
 use crate::snapshot::CheckpointDirs;
 use crate::start;
 use crate::timers::Timers;
@@ -49,6 +52,10 @@ pub struct GroupsConfig {
     pub snapshot_bytes_per_s: u64,
     /// A replica notes the hash of its state at each position that is a multiple of this.
     pub hash_every: u64,
+    /// How often everything in the logs is read back, in search of damage that nobody has met.
+    pub scrub_every: Duration,
+    /// How often everything in the states is.
+    pub scrub_state_every: Duration,
     /// Threads of the runtime that Raft has for itself; `None` runs it on the caller's runtime and does blocking work
     /// in place, as a simulation needs it.
     pub threads: Option<usize>,
@@ -59,8 +66,8 @@ pub struct GroupsConfig {
 }
 
 impl GroupsConfig {
-    /// The defaults: 64 MiB of log between checkpoints, 1,000 entries kept, 64 MiB/s of snapshot, a hash every 1,024 entries, two
-    /// threads.
+    /// The defaults: 64 MiB of log between checkpoints, 1,000 entries kept, 64 MiB/s of snapshot, a hash every 1,024 entries,
+    /// logs read back every hour and states every day, two threads.
     pub fn new(identity: Identity, data_dir: PathBuf, advertise: String) -> Self {
         GroupsConfig {
             identity,
@@ -71,6 +78,8 @@ impl GroupsConfig {
             purge_tail: 1_000,
             snapshot_bytes_per_s: 64 << 20,
             hash_every: 1_024,
+            scrub_every: Duration::from_secs(3_600),
+            scrub_state_every: Duration::from_secs(24 * 3_600),
             threads: Some(2),
             registry: prometheus::Registry::new(),
             observer: None,
@@ -230,6 +239,8 @@ pub(crate) struct Inner {
     /// Starts and stops of groups, one at a time.
     changes: tokio::sync::Mutex<()>,
     stop: CancellationToken,
+    /// Taken by who waits for its end.
+    scrub: Mutex<Option<JoinHandle<()>>>,
     _owned: OwnedRuntime,
 }
 
@@ -273,7 +284,8 @@ impl Groups {
             let _entered = runtime.enter();
             // Whoever keeps an identity of a member has had logs: it becomes a member only after this has run once.
             let member = config.identity.cluster.filter(|_| config.identity.is_kept());
-            let logs = LogConfig { used_before: member.is_some(), ..LogConfig::default() };
+            let observer = config.observer.clone();
+            let logs = LogConfig { used_before: member.is_some(), observer, ..LogConfig::default() };
             LogStore::open(seams.log, seams.floor, seams.writer, logs).map_err(|error| match (error, member) {
                 (LogError::Lost, Some(cluster)) => OpenError::Lost { cluster },
                 (error, _) => error.into(),
@@ -283,7 +295,8 @@ impl Groups {
         let metrics = TransportMetrics::new();
         let links = Links::new(hellos.clone(), seams.connector, runtime.clone(), metrics.clone());
         let directory = Arc::new(Directory::default());
-        register(&config.registry, &log, &metrics, &directory)?;
+        let scrubbed = ScrubMetrics::new();
+        register(&config.registry, &log, &metrics, &scrubbed, &directory)?;
         let service = PeerService {
             hellos: hellos.clone(),
             groups: directory.clone(),
@@ -303,6 +316,7 @@ impl Groups {
             service,
             changes: tokio::sync::Mutex::default(),
             stop: CancellationToken::new(),
+            scrub: Mutex::default(),
             _owned: owned,
         };
         for group in inner.log.doomed() {
@@ -311,6 +325,7 @@ impl Groups {
             inner.log.end_destroy(group).await?;
         }
         inner.clear_aside().await;
+        *inner.scrub.lock() = Some(inner.begin_scrub(scrubbed));
         Ok(Groups { inner: Arc::new(inner) })
     }
 
@@ -468,12 +483,31 @@ impl Groups {
         for group in self.inner.directory.all() {
             self.inner.stop_group(group.id).await;
         }
+        // What it still reads keeps the log database open.
+        let scrub = self.inner.scrub.lock().take();
+        if let Some(Err(error)) = futures::future::OptionFuture::from(scrub).await {
+            tracing::error!(%error, "the scrub had ended before its time");
+        }
         self.inner.links.close();
         self.inner.log.shutdown().await;
     }
 }
 
 impl Inner {
+    fn begin_scrub(&self, metrics: ScrubMetrics) -> JoinHandle<()> {
+        let _entered = self.runtime.enter();
+        let scrub = Scrub {
+            log: self.log.clone(),
+            groups: self.directory.clone(),
+            blocking: self.blocking,
+            metrics,
+            logs: Schedule::new(self.config.scrub_every),
+            states: Schedule::new(self.config.scrub_state_every),
+            stop: self.stop.clone(),
+        };
+        tokio::spawn(scrub.run())
+    }
+
     async fn stop_group(&self, group: GroupId) {
         let Some(running) = self.directory.remove(group) else { return };
         running.shut_down(Stop::Wanted).await;
@@ -491,10 +525,11 @@ impl Inner {
         self.destroy_state(group).await
     }
 
-    /// Deletes the state of a group.
+    /// Deletes the state of a group with its checkpoints.
     pub(crate) async fn destroy_state(&self, group: GroupId) -> Result<(), OpenError> {
-        let states = self.states.clone();
-        let destroyed = self.on_runtime(async move |blocking| blocking.run(move || states.destroy(group)).await);
+        let (states, dirs) = (self.states.clone(), self.dirs.clone());
+        let destroy = move || states.destroy(group).and_then(|()| dirs.destroy(group));
+        let destroyed = self.on_runtime(async move |blocking| blocking.run(destroy).await);
         destroyed.await.map_err(|source| OpenError::Io { what: format!("state of group {group}"), source })
     }
 
@@ -534,6 +569,9 @@ fn check_settings(config: &GroupsConfig) -> Result<(), OpenError> {
     if config.hash_every == 0 {
         return settings("hash_every must not be 0".to_owned());
     }
+    if config.scrub_every.is_zero() || config.scrub_state_every.is_zero() {
+        return settings("scrub_every and scrub_state_every must not be 0".to_owned());
+    }
     if config.threads == Some(0) {
         return settings("threads must not be 0".to_owned());
     }
@@ -544,11 +582,13 @@ fn register(
     registry: &prometheus::Registry,
     log: &LogStore,
     transport: &TransportMetrics,
+    scrub: &ScrubMetrics,
     directory: &Arc<Directory>,
 ) -> Result<(), OpenError> {
     let all = || {
         log.metrics().register(registry)?;
         transport.register(registry)?;
+        scrub.register(registry)?;
         registry.register(Box::new(GroupCollector::new(directory)))
     };
     all().map_err(|error| OpenError::Settings { reason: format!("the registry of metrics is not ours alone: {error}") })

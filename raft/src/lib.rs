@@ -9,7 +9,7 @@
 //! The crate does not know what it replicates. Proposals are opaque bytes; the [`Machine`] behind a group, which the
 //! node implements, applies them and says which rows changed; the rows and the applied position reach the group's
 //! [`StateStore`] in one atomic batch. That store needs no fsync, because the Raft log is its write-ahead log: the log
-//! is purged only below what a checkpoint of the store has on disk.
+//! is purged only below what a checkpoint of the store has on disk, and only once a majority has confirmed the checkpoint.
 //!
 //! ```text
 //!   propose ─► openraft core ─► log writer (one thread, one fsync for all that waits) ─► committed
@@ -41,6 +41,7 @@ pub mod rocks;
 mod apply;
 mod aside;
 mod blocking;
+mod checkpoints;
 mod group;
 mod groups;
 mod hashes;
@@ -51,6 +52,7 @@ mod observe;
 mod proto;
 mod purge;
 mod reads;
+mod scrub;
 mod snapshot;
 mod start;
 mod timers;
@@ -65,7 +67,7 @@ pub use health::Stop;
 pub use identity::{Identity, IdentityError};
 pub use ids::{ClusterId, GroupId, LogPosition, NodeId, ReplicaId};
 pub use log::{LogError, StoredReplica, TaskHooks, WriterMode};
-pub use machine::{Fault, Machine, Reply, RowBatch, RowVisitor, StateStore, StateStores, Table};
+pub use machine::{Fault, Machine, Reply, Reread, RowBatch, RowVisitor, StateStore, StateStores, Table};
 pub use observe::{Applying, Observer, failpoint};
 pub use timers::Timers;
 pub use transport::{BoxIo, Connector, Io, Peer, PeerError, PeerHandler, TcpConnector};

@@ -75,6 +75,15 @@ pub trait Machine: Send + 'static {
 /// Called by [`StateStore::scan`] for each row in key order.
 pub type RowVisitor<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
 
+/// A part of a store that was read to see whether it reads back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reread {
+    /// Bytes of the rows in it.
+    pub bytes: u64,
+    /// Where to go on, in the store's own terms; `None` at the end.
+    pub next: Option<Bytes>,
+}
+
 /// A machine's rows with the applied position in the same atomic batch. Not durable by itself: the Raft log is its WAL.
 pub trait StateStore: Send + Sync + 'static {
     /// One row.
@@ -93,6 +102,12 @@ pub trait StateStore: Send + Sync + 'static {
     /// Flushes, then writes a consistent copy into the new directory `dir` and syncs it. The applied mark in the copy
     /// is what [`StateStore::applied`] of the opened copy says.
     fn checkpoint(&self, dir: &Path) -> io::Result<()>;
+    /// Reads about `max_bytes` of everything that is stored, of all tables, from the disk and past caches where that can be:
+    /// for who looks for damage. `from` is empty at the beginning, then the [`Reread::next`] of the part before. Keeps no rows
+    /// in caches, and what is written meanwhile may be read or not.
+    fn reread(&self, from: &[u8], max_bytes: usize) -> io::Result<Reread>;
+    /// Takes the word of who has read rows that were not written so: the replica is damaged, and says how.
+    fn report_damage(&self, _reason: &str) {}
 }
 
 /// Opens and replaces the state stores of groups. Implemented on RocksDB and in memory for the simulation.

@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{IntCounter, IntGaugeVec, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 use crate::group::Directory;
 
@@ -27,6 +27,70 @@ impl TransportMetrics {
     pub(crate) fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
         registry.register(Box::new(self.heartbeats.clone()))?;
         registry.register(Box::new(self.heartbeat_frames.clone()))
+    }
+}
+
+/// What a scrub looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    Log,
+    Floor,
+    State,
+}
+
+impl Part {
+    const ALL: [Part; 3] = [Part::Log, Part::Floor, Part::State];
+
+    fn name(self) -> &'static str {
+        match self {
+            Part::Log => "log",
+            Part::Floor => "floor",
+            Part::State => "state",
+        }
+    }
+}
+
+/// Counters of the scrub. Shared: a clone counts into the same values.
+#[derive(Clone, Debug)]
+pub(crate) struct ScrubMetrics {
+    passes: IntCounterVec,
+    bytes: IntCounterVec,
+    damage: IntCounterVec,
+}
+
+impl ScrubMetrics {
+    pub(crate) fn new() -> Self {
+        let counter = |name: &str, help: &str| {
+            let counter =
+                IntCounterVec::new(Opts::new(name, help), &["part"]).expect("the name is a constant and valid");
+            // Shown before anything is counted, so that nothing can be told from nobody.
+            Part::ALL.iter().for_each(|part| counter.with_label_values(&[part.name()]).inc_by(0));
+            counter
+        };
+        ScrubMetrics {
+            passes: counter("quorate_scrub_passes_total", "Passes of the scrub over all groups of the node."),
+            bytes: counter("quorate_scrub_bytes_total", "Bytes that the scrub has read back whole."),
+            damage: counter("quorate_scrub_damage_total", "Damage that the scrub has found."),
+        }
+    }
+
+    pub(crate) fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
+        registry.register(Box::new(self.passes.clone()))?;
+        registry.register(Box::new(self.bytes.clone()))?;
+        registry.register(Box::new(self.damage.clone()))
+    }
+
+    /// Everything of this kind was read once.
+    pub(crate) fn passed(&self, part: Part) {
+        self.passes.with_label_values(&[part.name()]).inc();
+    }
+
+    pub(crate) fn read(&self, part: Part, bytes: u64) {
+        self.bytes.with_label_values(&[part.name()]).inc_by(bytes);
+    }
+
+    pub(crate) fn found(&self, part: Part) {
+        self.damage.with_label_values(&[part.name()]).inc();
     }
 }
 

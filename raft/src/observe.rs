@@ -19,13 +19,19 @@ pub struct Applying<'a> {
     pub payload: Option<&'a [u8]>,
 }
 
-/// The named places at which a simulation may end a node: between two steps that a crash can tear apart. They cost a look at
-/// an `Option` where nobody observes, which is everywhere but in a simulation.
+/// The named places at which a test may end a node: between two steps that a crash can tear apart. They cost a look at an
+/// `Option` where nobody observes, which is everywhere but in a simulation and in a program with planted bugs.
 pub mod failpoint {
+    /// What a batch of the log lowers is in the floor; the batch is not in the log.
+    pub const FLOOR_LOWERED: &str = "floor_lowered";
+    /// A batch of the log is durable; the floor does not say so, and nobody was answered.
+    pub const BATCH_COMMITTED: &str = "batch_committed";
     /// The rows of a batch are in the state store; nobody was told that its entries are applied.
     pub const ROWS_WRITTEN: &str = "rows_written";
-    /// A checkpoint is on disk; openraft does not know of it, and nothing was purged.
+    /// A checkpoint is on disk; nobody has confirmed it.
     pub const CHECKPOINT_MADE: &str = "checkpoint_made";
+    /// A confirmed checkpoint will outlive the process; openraft does not know of it, and nothing was purged.
+    pub const CHECKPOINT_KEPT: &str = "checkpoint_kept";
     /// A whole snapshot was received; the state store is still the old one.
     pub const SNAPSHOT_RECEIVED: &str = "snapshot_received";
     /// The state store is the snapshot's; machine and log are still the old ones.
@@ -42,9 +48,12 @@ pub mod failpoint {
     pub const ADMITTED: &str = "admitted";
 
     /// All of them.
-    pub const ALL: [&str; 9] = [
+    pub const ALL: [&str; 12] = [
+        FLOOR_LOWERED,
+        BATCH_COMMITTED,
         ROWS_WRITTEN,
         CHECKPOINT_MADE,
+        CHECKPOINT_KEPT,
         SNAPSHOT_RECEIVED,
         SNAPSHOT_PLACED,
         STATE_DESTROYED,

@@ -13,7 +13,7 @@ use crate::machine::{RowBatch, StateStore};
 use crate::types::{TC, Vote};
 
 /// The bugs of this crate.
-pub const NAMES: [&str; 13] = [
+pub const NAMES: [&str; 14] = [
     "unsynced-log",
     "acknowledge-before-flush",
     "forgotten-vote",
@@ -27,18 +27,19 @@ pub const NAMES: [&str; 13] = [
     "early-read",
     "premature-lead",
     "half-snapshot",
+    "unconfirmed-snapshot",
 ];
 
 static CHOSEN: OnceLock<String> = OnceLock::new();
 
-/// Chooses the bug that this process has. The first choice stands; the name of another crate's bug is none here.
+/// Chooses the bug that this process has, or several that are separated by commas. The first choice stands; the name of another crate's bug is none here.
 pub fn choose(name: &str) {
     CHOSEN.get_or_init(|| name.to_owned());
 }
 
-/// Whether this is the chosen bug.
+/// Whether this is the chosen bug, or one of several.
 pub(crate) fn is(name: &str) -> bool {
-    CHOSEN.get().is_some_and(|chosen| chosen == name)
+    CHOSEN.get().is_some_and(|chosen| chosen.split(',').any(|chosen| chosen == name))
 }
 
 /// `generous-vote`: a refused candidate of a term that is not over is told that it has the vote.

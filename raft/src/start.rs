@@ -65,6 +65,7 @@ async fn bring_up(
     let (lease, released) = oneshot::channel();
     let parts = AdapterParts {
         group,
+        replica,
         machine,
         states: inner.states.clone(),
         dirs: inner.dirs.clone(),
@@ -72,30 +73,36 @@ async fn bring_up(
         limit_bytes: inner.config.snapshot_log_bytes,
         hash_every: inner.config.hash_every,
         log: inner.log.clone(),
+        reader: reader.clone(),
         health: health.clone(),
         observer: inner.config.observer.clone(),
         lease: Arc::new(lease),
     };
     let unusable = |reason: String| OpenError::Unusable { group, reason };
-    let (adapter, applied) = Adapter::open(parts).await.map_err(|error| match error {
+    let (adapter, checkpoints) = Adapter::open(parts).await.map_err(|error| match error {
         LoadError::Damaged(reason) => damaged(reason),
         LoadError::Unusable(reason) => unusable(reason),
     })?;
     fits(&log, adapter.reached()).map_err(damaged)?;
+    // openraft purges a log that ends below the state up to the state.
+    let hole = adapter.reached().map(|at| at.index).filter(|reached| log.reader().last() < Some(*reached));
+    checkpoints
+        .recover(hole.max(log.reader().purged()), adapter.reached())
+        .await
+        .map_err(|error| unusable(error.to_string()))?;
     let hurry = Arc::new(AtomicBool::new(false));
     let networks = Networks {
         group,
         replica,
         links: inner.links.clone(),
-        blocking: inner.blocking,
         snapshot_bytes_per_s: inner.config.snapshot_bytes_per_s,
         hurry: hurry.clone(),
-        states: inner.states.clone(),
-        health: health.clone(),
+        checkpoints: checkpoints.clone(),
     };
     let raft = Raft::build(replica, settings, networks, log, adapter).await;
     // What it read on the way may have been damaged.
     let raft = raft.map_err(|error| health.found().map_or_else(|| unusable(error.to_string()), damaged))?;
+    let applied = checkpoints.applied.clone();
     applied.grown_bytes.store(reader.bytes(), Ordering::Relaxed);
     applied.running.store(true, Ordering::Release);
     let (reads, asked) = mpsc::unbounded_channel();
@@ -104,6 +111,7 @@ async fn bring_up(
         replica,
         raft,
         applied,
+        checkpoints,
         log: reader,
         states: inner.states.clone(),
         links: inner.links.clone(),

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::health::{Health, is_damage};
-use crate::machine::{RowBatch, RowVisitor, StateStore, Table};
+use crate::machine::{Reread, RowBatch, RowVisitor, StateStore, Table};
 
 /// Passes everything on, and notes what goes wrong.
 pub(crate) struct Watched {
@@ -59,5 +59,11 @@ impl StateStore for Watched {
     }
     fn checkpoint(&self, dir: &Path) -> io::Result<()> {
         self.judged(self.store.checkpoint(dir))
+    }
+    fn report_damage(&self, reason: &str) {
+        self.health.damage(format!("the state database: {reason}"));
+    }
+    fn reread(&self, from: &[u8], max_bytes: usize) -> io::Result<Reread> {
+        self.judged(self.store.reread(from, max_bytes))
     }
 }

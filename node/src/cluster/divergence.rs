@@ -7,7 +7,8 @@
 //! - A majority of all voters agrees and this replica differs: it is the provable minority. If it leads it hands over to
 //!   one of the majority, then it is quarantined and replaced.
 //! - All voters were heard and no majority agrees: nobody can tell who is right. The group stops on this node and says so.
-//! - Anything else: not enough is known, or all is well.
+//! - A majority agrees with this replica: so do its checkpoints up to there, and from then on they count.
+//! - Anything else: not enough is known.
 //!
 //! A group that stopped so goes on telling its hashes, so that the others come to the same verdict.
 
@@ -21,7 +22,7 @@ use futures::future::join_all;
 use parking_lot::Mutex;
 use prost::Message as _;
 use quorate_raft::{Group, GroupId, Member, NodeId, ReplicaId};
-use quorate_state::ShardId;
+use quorate_state::{HASH_VERSION, ShardId};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
@@ -36,9 +37,6 @@ use crate::peers::{CallHandler, kind};
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a diverged leader may take to hand over. After that the majority holds an election.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Of the noted hashes the newest so many are told: replicas are rarely further apart.
-const TOLD: usize = 16;
-
 /// The hashes of one replica: position and hash.
 pub type Noted = BTreeMap<u64, u64>;
 
@@ -119,17 +117,27 @@ struct ReplicaHashes {
     positions: Vec<u64>,
     #[prost(fixed64, repeated, tag = "4")]
     hashes: Vec<u64>,
+    /// [`HASH_VERSION`] of who made them.
+    #[prost(uint32, tag = "5")]
+    version: u32,
 }
 
 impl ReplicaHashes {
     fn of(group: &Group) -> ReplicaHashes {
-        let noted = group.hashes();
-        let newest = noted.len().saturating_sub(TOLD);
-        let (positions, hashes) = noted[newest..].iter().copied().chain(group.hash()).unzip();
-        ReplicaHashes { group: group.id().0, replica: group.replica(), positions, hashes }
+        let noted = group.hashes().into_iter().chain(group.hash()).collect();
+        ReplicaHashes::told(group, &noted)
     }
 
+    fn told(group: &Group, noted: &Noted) -> ReplicaHashes {
+        let (positions, hashes) = noted.iter().map(|(position, hash)| (*position, *hash)).unzip();
+        ReplicaHashes { group: group.id().0, replica: group.replica(), positions, hashes, version: HASH_VERSION }
+    }
+
+    /// What can be compared with the hashes of this program: nothing, while another version is rolled out.
     fn noted(&self) -> Noted {
+        if self.version != HASH_VERSION {
+            return Noted::new();
+        }
         self.positions.iter().copied().zip(self.hashes.iter().copied()).collect()
     }
 }
@@ -148,7 +156,7 @@ impl Divergence {
         let halted: Arc<Halted> = Arc::default();
         let told = Told { context: context.clone(), halted: halted.clone() };
         context.dispatch.on_call(kind::STATE_HASHES, Arc::new(told));
-        let watch = Watch { context, formation, hosting, halted, agreed: BTreeMap::new() };
+        let watch = Watch { context, formation, hosting, halted };
         Divergence { task: Mutex::new(Some(tokio::spawn(watch.run()))) }
     }
 
@@ -187,12 +195,10 @@ struct Watch {
     formation: Arc<Formation>,
     hosting: Arc<Hosting>,
     halted: Arc<Halted>,
-    /// The state of each group with which a majority agreed last. While it stands there is nothing to ask.
-    agreed: BTreeMap<GroupId, (u64, u64)>,
 }
 
 impl Watch {
-    async fn run(mut self) {
+    async fn run(self) {
         let shutdown = self.context.shutdown.clone();
         let mut tick = interval(self.context.config.compare_every);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -216,7 +222,7 @@ impl Watch {
     fn unsettled(&self) -> Vec<Group> {
         let shards = self.hosting.running().into_iter().map(|(_, group)| group);
         let groups = self.context.control.group().into_iter().chain(shards);
-        groups.filter(|group| group.hash().is_some_and(|hash| self.agreed.get(&group.id()) != Some(&hash))).collect()
+        groups.filter(|group| group.hash().is_some() && !group.is_agreed()).collect()
     }
 
     /// What the voters of each unsettled group have noted: one call for each node.
@@ -247,7 +253,7 @@ impl Watch {
         groups.into_iter().map(heard).collect()
     }
 
-    async fn judge(&mut self, group: &Group, heard: BTreeMap<ReplicaId, Noted>) {
+    async fn judge(&self, group: &Group, heard: BTreeMap<ReplicaId, Noted>) {
         let view = group.status();
         if view.joint {
             // Between two sets of voters a majority has two meanings.
@@ -263,9 +269,9 @@ impl Watch {
         match verdict(me, &judges, &heard) {
             Verdict::Open => {}
             Verdict::Agrees { position } => {
-                let own = heard.get(&me).and_then(|noted| noted.last_key_value());
-                if let Some((last, hash)) = own.filter(|(last, _)| **last == position) {
-                    self.agreed.insert(group.id(), (*last, *hash));
+                let Some(hash) = heard.get(&me).and_then(|noted| noted.get(&position)) else { return };
+                if let Err(error) = group.agree(position, *hash).await {
+                    tracing::warn!(group = %group.id(), %error, "a checkpoint could not be kept");
                 }
             }
             Verdict::Minority { position, theirs, majority } => {
@@ -284,7 +290,10 @@ impl Watch {
                     "its replicas have different states at position {position} and no majority of them agrees, so nobody \
                      can tell which one is right"
                 );
-                self.halted.lock().insert(group.id(), ReplicaHashes::of(group));
+                // What was judged, so that the others, who judge the same, can come to the same verdict.
+                if let Some(noted) = heard.get(&me) {
+                    self.halted.lock().insert(group.id(), ReplicaHashes::told(group, noted));
+                }
                 match group.id() {
                     GroupId::CONTROL => self.formation.halt(me, &reason).await,
                     shard => self.hosting.halt(ShardId(shard.0), me, &reason).await,
@@ -328,6 +337,17 @@ mod tests {
     fn heard(case: &[Option<u64>]) -> BTreeMap<ReplicaId, Noted> {
         let noted = |(voter, hash): (u64, &Option<u64>)| (voter, hash.map(|hash| (AT, hash)).into_iter().collect());
         (1..).zip(case).map(noted).collect()
+    }
+
+    #[test]
+    fn hashes_of_another_version_are_not_heard() {
+        let noted = Noted::from([(AT, 5)]);
+        let told = |version| {
+            let (positions, hashes) = (vec![AT], vec![5]);
+            ReplicaHashes { group: 1, replica: 7, positions, hashes, version }.noted()
+        };
+        assert_eq!(told(HASH_VERSION), noted);
+        assert!(told(HASH_VERSION + 1).is_empty() && told(0).is_empty());
     }
 
     /// Every case of one position with 1 to 5 voters, held against the rule said in other words.

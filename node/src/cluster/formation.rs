@@ -11,9 +11,7 @@ use std::time::Duration;
 use quorate_api::limits;
 use quorate_api::v1::cluster_service_client::ClusterServiceClient;
 use quorate_api::v1::{AddMemberRequest, AddMemberResponse, StatusRequest};
-use quorate_raft::{
-    ClusterId, Group, GroupId, IdentityError, Member, OpenError, ReplicaId, StoredReplica, failpoint,
-};
+use quorate_raft::{ClusterId, Group, GroupId, IdentityError, Member, OpenError, ReplicaId, StoredReplica, failpoint};
 use quorate_state::control::{Command, NodeRecord, Reply};
 use quorate_state::{Operation, RequestId};
 use tokio::sync::Mutex;

@@ -232,7 +232,7 @@ impl Hosting {
     /// on this disk may be the last of its kind, damaged or not.
     async fn ask_for_successor(&self, shard: ShardId, replica: ReplicaId, case: &Case) -> bool {
         let group = group_of(shard);
-        if case.since.elapsed() < COUNTED_OUT {
+        if case.out_since.elapsed() < COUNTED_OUT {
             return true;
         }
         if !self.is_led_elsewhere(shard).await {

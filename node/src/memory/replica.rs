@@ -146,17 +146,17 @@ impl Replica {
     /// The points that exist, in the order asked. Blocks on the disk: run it on the search pool.
     pub(super) fn get(&self, call: &GetCall) -> Result<Vec<v1::Point>, Error> {
         let reading = self.read()?;
-        self.steady(|| self.try_get(&*reading.store, call))
+        self.steady(&*reading.store, || self.try_get(&*reading.store, call))
     }
 
     /// The best hits, best first. Takes a core for a while: run it on the search pool.
     pub(super) fn search(&self, call: &SearchCall) -> Result<Vec<v1::Hit>, Error> {
         let reading = self.read()?;
-        self.steady(|| self.try_search(&*reading.store, call))
+        self.steady(&*reading.store, || self.try_search(&*reading.store, call))
     }
 
     /// Runs a read until no batch has come in between. `read` answers `None` where one did.
-    fn steady<T>(&self, read: impl Fn() -> Result<Option<T>, Error>) -> Result<T, Error> {
+    fn steady<T>(&self, store: &dyn StateStore, read: impl Fn() -> Result<Option<T>, Error>) -> Result<T, Error> {
         for _ in 0..FREE_TRIES {
             let published = self.batches.published();
             if let Some(answer) = read()? {
@@ -166,7 +166,8 @@ impl Replica {
         }
         let _pin = self.batches.pin().ok_or_else(|| self.not_ready("does not finish what it applies"))?;
         read()?.ok_or_else(|| {
-            Error::internal(format!("shard {} knows a point whose row is missing; replace this replica", self.shard.0))
+            store.report_damage("a point that the state knows has no row");
+            self.not_ready("has lost a row and is taken out of service")
         })
     }
 
@@ -185,7 +186,7 @@ impl Replica {
         for ((row, unwritten), stored) in wanted.into_iter().zip(stored) {
             // Neither applied just now nor stored: it was replaced since the state was asked.
             let Some(bytes) = unwritten.or(stored) else { return Ok(None) };
-            let point = self.decode(&bytes)?;
+            let point = self.decode(store, &bytes)?;
             let point = v1::Point {
                 id: point.id.to_owned(),
                 version: row,
@@ -215,7 +216,7 @@ impl Replica {
         let mut filled = Filled::default();
         for (neighbour, bytes) in neighbours.iter().zip(stored) {
             let Some(bytes) = bytes else { return Ok(None) };
-            let point = self.decode(&bytes)?;
+            let point = self.decode(store, &bytes)?;
             let hit = v1::Hit {
                 id: point.id.to_owned(),
                 score: neighbour.score,
@@ -257,9 +258,10 @@ impl Replica {
         stats.collect()
     }
 
-    fn decode<'a>(&self, bytes: &'a [u8]) -> Result<PointRow<'a>, Error> {
+    fn decode<'a>(&self, store: &dyn StateStore, bytes: &'a [u8]) -> Result<PointRow<'a>, Error> {
         decode_point(bytes).map_err(|error| {
-            Error::internal(format!("a point of shard {} does not decode: {error}; replace this replica", self.shard.0))
+            store.report_damage(&format!("a point does not decode: {error}"));
+            self.not_ready("has a damaged row and is taken out of service")
         })
     }
 

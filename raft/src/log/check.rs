@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crate::engine::{LogEngine, MarkKind};
 use crate::ids::GroupId;
 use crate::log::floor::FloorEntry;
-use crate::log::record::{self, RecordError, SEED};
+use crate::log::record::{self, Record, RecordError, SEED};
 use crate::log::state::Opened;
 use crate::log::{LogError, mark};
 use crate::proto;
@@ -20,6 +20,34 @@ use crate::types::{LogId, Vote};
 
 /// Bytes of one read.
 const READ_BYTES: usize = 1 << 20;
+
+/// Follows the records of a group from one to the next: each must be whole, at its position, and chained to the one before.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Chain {
+    pub(crate) group: GroupId,
+    /// The position that the next record must have; any while nothing was purged and nothing read.
+    pub(crate) next: Option<u64>,
+    /// The checksum of the record before it, if that is known.
+    pub(crate) crc: Option<u32>,
+}
+
+impl Chain {
+    /// Takes the next record, or says which position is bad and why.
+    pub(crate) fn take(&mut self, position: u64, bytes: &Bytes) -> Result<Record, (u64, RecordError)> {
+        if let Some(next) = self.next
+            && position != next
+        {
+            return Err((next, RecordError::Missing));
+        }
+        let record = record::decode(self.group, position, bytes).map_err(|error| (position, error))?;
+        if self.crc.is_some_and(|crc| crc != record.previous) {
+            return Err((position, RecordError::Unchained));
+        }
+        self.next = Some(position + 1);
+        self.crc = Some(record.crc);
+        Ok(record)
+    }
+}
 
 /// A log that may be used.
 pub(crate) struct Checked {
@@ -83,8 +111,7 @@ struct Scan<'a> {
     engine: &'a dyn LogEngine,
     group: GroupId,
     opened: Opened,
-    /// The position that the next record must have; any while nothing was purged and nothing read.
-    next: Option<u64>,
+    chain: Chain,
     /// The last position that was durable.
     floor: Option<u64>,
     crc_at_floor: Option<u32>,
@@ -95,14 +122,14 @@ impl<'a> Scan<'a> {
         let purged_crc = if purged.at.is_some() { purged.crc } else { SEED };
         let purged = purged.at.map(LogId::from);
         let opened = Opened { purged, last: purged, purged_crc, head_crc: purged_crc, ..Opened::default() };
-        let next = purged.map(|purged| purged.index + 1);
-        Scan { engine, group, opened, next, floor: floor.last.map(|last| last.position), crc_at_floor: None }
+        let chain = Chain { group, next: purged.map(|purged| purged.index + 1), crc: Some(purged_crc) };
+        Scan { engine, group, opened, chain, floor: floor.last.map(|last| last.position), crc_at_floor: None }
     }
 
     /// Goes to the end, or to a torn end whose first position it returns.
     fn run(&mut self) -> Result<Option<u64>, LogError> {
         loop {
-            let from = self.next.unwrap_or(0);
+            let from = self.chain.next.unwrap_or(0);
             let records = self.read(from)?;
             if records.is_empty() {
                 return Ok(None);
@@ -123,22 +150,14 @@ impl<'a> Scan<'a> {
 
     /// Takes the next record, or says which position is bad and why.
     fn take(&mut self, position: u64, bytes: &Bytes) -> Result<(), (u64, RecordError)> {
-        if let Some(next) = self.next
-            && position != next
-        {
-            return Err((next, RecordError::Missing));
-        }
-        let record = record::decode(self.group, position, bytes).map_err(|error| (position, error))?;
-        if record.previous != self.opened.head_crc {
-            return Err((position, RecordError::Unchained));
-        }
-        if self.next.is_none() {
+        let is_first = self.chain.next.is_none();
+        let record = self.chain.take(position, bytes)?;
+        if is_first {
             self.opened.start = position;
         }
         if self.floor == Some(position) {
             self.crc_at_floor = Some(record.crc);
         }
-        self.next = Some(position + 1);
         self.opened.last = Some(record.entry.log_id);
         self.opened.head_crc = record.crc;
         self.opened.log_bytes += bytes.len() as u64;

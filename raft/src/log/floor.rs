@@ -110,6 +110,8 @@ pub(crate) enum FloorChange {
     Doomed { group: GroupId },
     /// Nothing is left of it.
     Gone { group: GroupId },
+    /// A slot of the file did not read back after the write with this sequence: both are written again.
+    Mended { slot: usize, sequence: u64 },
 }
 
 /// What the file held.
@@ -216,6 +218,13 @@ impl Floor {
             FloorChange::Claimed { .. } | FloorChange::Doomed { .. } => return false,
             FloorChange::Gone { group } => return self.entries.remove(group).is_some(),
             FloorChange::Quarantined { group, replica, reason } => return self.quarantine(*group, *replica, reason),
+            FloorChange::Mended { slot, sequence } => {
+                if self.sequence == *sequence {
+                    // The other one may be the only one that is whole: it stays until this one is written.
+                    self.next = *slot;
+                }
+                return true;
+            }
             FloorChange::Synced { group, .. }
             | FloorChange::Lowered { group, .. }
             | FloorChange::Vote { group, .. }
@@ -242,6 +251,24 @@ impl Floor {
         }
         entry.standing = Standing::Quarantined(shortened(reason));
         true
+    }
+
+    /// Reads the file back. Returns what mends a slot that does not hold what was written there last, and what is wrong with
+    /// it. Nothing can be written meanwhile.
+    pub(crate) fn reread(&self) -> io::Result<Option<(FloorChange, String)>> {
+        let newer = 1 - self.next;
+        for (slot, bytes) in self.file.read()?.iter().enumerate() {
+            let expected = if slot == newer { self.sequence } else { self.sequence.saturating_sub(1) };
+            let reason = match decode(bytes) {
+                // Before the second write there is nothing in the older slot, and before the first one in neither.
+                Ok(found) if found.as_ref().map_or(0, |(sequence, _)| *sequence) == expected => continue,
+                Ok(_) => "it holds another write than the last one".to_owned(),
+                Err(Unreadable::Damaged(reason)) => reason,
+                Err(Unreadable::Version(version)) => format!("it says that it has version {version}"),
+            };
+            return Ok(Some((FloorChange::Mended { slot, sequence: self.sequence }, reason)));
+        }
+        Ok(None)
     }
 
     /// Writes the file. After an error the process must not go on.

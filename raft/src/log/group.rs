@@ -30,8 +30,8 @@ pub struct GroupLog {
 /// The reading side of a group's log. Cheap to clone; sees what was appended from the moment in which `append` returned.
 #[derive(Clone)]
 pub struct GroupLogReader {
-    store: Arc<StoreShared>,
-    state: Arc<GroupState>,
+    pub(super) store: Arc<StoreShared>,
+    pub(super) state: Arc<GroupState>,
     health: Arc<Health>,
 }
 
@@ -120,6 +120,16 @@ impl GroupLogReader {
     /// The last position that was purged, if any was.
     pub(crate) fn purged(&self) -> Option<u64> {
         self.state.with(|inner| inner.purged.map(|purged| purged.index))
+    }
+
+    /// The last position in the log, the purged one if there is nothing above it.
+    pub(crate) fn last(&self) -> Option<u64> {
+        self.state.with(|inner| inner.last.map(|last| last.index))
+    }
+
+    /// Whether everything up to a position is on the disk.
+    pub(crate) fn is_durable(&self, position: u64) -> bool {
+        self.state.with(|inner| position < inner.durable_end())
     }
 
     /// Notes the damage that a result tells of.

@@ -24,6 +24,7 @@ use crate::blocking::Blocking;
 use crate::engine::{FloorFile, LogChange, LogEngine, MarkKind};
 use crate::health::is_damage;
 use crate::ids::{GroupId, ReplicaId};
+use crate::observe::Observer;
 use crate::proto;
 use crate::types::Vote;
 
@@ -35,6 +36,7 @@ mod group;
 pub(crate) mod mark;
 mod metrics;
 pub(crate) mod record;
+pub(crate) mod scrub;
 mod state;
 mod writer;
 
@@ -64,12 +66,14 @@ pub struct LogConfig {
     pub read_bytes: usize,
     /// The node was used before, so there must be something: a floor or a log.
     pub used_before: bool,
+    /// Who may end the node between the steps of a batch.
+    pub observer: Option<Observer>,
 }
 
 impl Default for LogConfig {
     /// 4 MiB in memory for each group, 1 MiB for each read, a node that may be new.
     fn default() -> Self {
-        LogConfig { tail_bytes: 4 << 20, read_bytes: 1 << 20, used_before: false }
+        LogConfig { tail_bytes: 4 << 20, read_bytes: 1 << 20, used_before: false, observer: None }
     }
 }
 
@@ -329,7 +333,7 @@ impl LogStore {
             WriterMode::Thread => Blocking::Pool,
             WriterMode::Task(_) => Blocking::InPlace,
         };
-        let writer = Writer::start(engine.clone(), floor.clone(), mode, metrics.clone())?;
+        let writer = Writer::start(engine.clone(), floor.clone(), mode, metrics.clone(), config.observer.clone())?;
         let shared = StoreShared { engine, floor, writer, config, metrics, blocking, open: Mutex::default() };
         Ok(LogStore { shared: Arc::new(shared) })
     }

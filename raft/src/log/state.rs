@@ -48,6 +48,8 @@ pub(crate) struct Inner {
     pub(crate) log_bytes: u64,
     tail: VecDeque<Held>,
     tail_bytes: usize,
+    /// How often the log was truncated.
+    pub(crate) cuts: u64,
     /// The sequence of the latest submission, and of the latest that is durable.
     sequence: u64,
     durable: u64,
@@ -87,6 +89,7 @@ impl GroupState {
             log_bytes: opened.log_bytes,
             tail: VecDeque::new(),
             tail_bytes: 0,
+            cuts: 0,
             sequence: 0,
             durable: 0,
         };
@@ -121,6 +124,23 @@ impl Inner {
     /// The first position in memory; the end of the log if there is none.
     fn tail_start(&self) -> u64 {
         self.tail.front().map_or_else(|| self.end_position(), |held| held.entry.log_id.index)
+    }
+
+    /// The first position that may not be durable yet; the end of the log if there is none. What is before it stands on the
+    /// disk as it is known here, until it is purged or truncated.
+    pub(crate) fn durable_end(&self) -> u64 {
+        self.tail_start() + self.tail.partition_point(|held| held.sequence <= self.durable) as u64
+    }
+
+    /// The checksum of the record before a position, if it is in memory.
+    pub(crate) fn crc_before(&self, position: u64) -> Option<u32> {
+        if position == self.first_position() {
+            return Some(self.purged_crc);
+        }
+        if position == self.end_position() {
+            return Some(self.head_crc);
+        }
+        self.identity_at(position.checked_sub(1)?).map(|(_, crc)| crc)
     }
 
     /// A number for a submission that is about to be made.
@@ -183,6 +203,7 @@ impl Inner {
         self.log_bytes = self.log_bytes.saturating_sub(gone);
         self.last = last;
         self.head_crc = head_crc;
+        self.cuts += 1;
     }
 
     /// Drops the entries up to and with `upto`. `crc` is what the record after it is chained to.

@@ -30,6 +30,7 @@ use crate::log::floor::{Floor, FloorChange};
 use crate::log::mark;
 use crate::log::metrics::LogMetrics;
 use crate::log::state::GroupState;
+use crate::observe::{Observer, failpoint, pass};
 use crate::proto;
 use crate::types::{LogId, TC};
 
@@ -129,6 +130,7 @@ struct Shared {
     queue: Mutex<Queue>,
     signal: Signal,
     metrics: LogMetrics,
+    observer: Option<Observer>,
     /// Told when the writer has ended.
     ended: Notify,
 }
@@ -151,13 +153,14 @@ impl Writer {
         floor: Arc<Mutex<Floor>>,
         mode: WriterMode,
         metrics: LogMetrics,
+        observer: Option<Observer>,
     ) -> io::Result<Writer> {
         let signal = match mode {
             WriterMode::Thread => Signal::Thread(Condvar::new()),
             WriterMode::Task(hooks) => Signal::Task(Notify::new(), hooks),
         };
         let (queue, ended) = (Mutex::new(Queue::default()), Notify::new());
-        let shared = Arc::new(Shared { engine, floor, queue, signal, metrics, ended });
+        let shared = Arc::new(Shared { engine, floor, queue, signal, metrics, observer, ended });
         let thread = match &shared.signal {
             Signal::Thread(_) => {
                 let shared = shared.clone();
@@ -369,6 +372,7 @@ impl Shared {
             // Into both slots: were the newer one to rot, the older would still promise what is about to be cut off.
             self.write(&mut floor)?;
             self.write(&mut floor)?;
+            pass(self.observer.as_ref(), failpoint::FLOOR_LOWERED)?;
         }
         Ok(lowered)
     }
@@ -379,7 +383,9 @@ impl Shared {
         if floor.raise(&batch.floor) {
             self.write(&mut floor)?;
         }
-        if batch.floor.iter().any(|change| matches!(change, FloorChange::Quarantined { .. })) {
+        let is_for_both =
+            |change: &FloorChange| matches!(change, FloorChange::Quarantined { .. } | FloorChange::Mended { .. });
+        if batch.floor.iter().any(is_for_both) {
             // Into the other slot too: no single damage may bring the replica back.
             self.write(&mut floor)?;
         }
@@ -399,6 +405,7 @@ impl Shared {
         }
         let start = Instant::now();
         self.engine.commit(&batch.changes)?;
+        pass(self.observer.as_ref(), failpoint::BATCH_COMMITTED)?;
         let (mut records, mut bytes) = (0, 0);
         for change in &batch.changes {
             if let LogChange::Append { record, .. } = change {

@@ -1,7 +1,7 @@
 //! State stores in memory. What was not flushed is lost at a crash, as it is with RocksDB without its WAL.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -11,7 +11,7 @@ use fs_err as fs;
 use parking_lot::Mutex;
 
 use crate::ids::GroupId;
-use crate::machine::{RowBatch, RowVisitor, StateStore, StateStores, Table};
+use crate::machine::{Reread, RowBatch, RowVisitor, StateStore, StateStores, Table};
 use crate::snapshot::decode_mark;
 
 /// The one file of a checkpoint.
@@ -134,7 +134,11 @@ impl MemoryStates {
 
     /// Changes the durable rows of a group behind everybody's back: what comes of it reads back well, and is wrong. `None` if
     /// there are none.
-    pub fn alter<R>(&self, group: GroupId, change: impl FnOnce(&mut BTreeMap<(Table, Bytes), Bytes>) -> R) -> Option<R> {
+    pub fn alter<R>(
+        &self,
+        group: GroupId,
+        change: impl FnOnce(&mut BTreeMap<(Table, Bytes), Bytes>) -> R,
+    ) -> Option<R> {
         let mut disk = self.disk.lock();
         let rows = disk.durable.get_mut(&group).filter(|rows| !rows.rows.is_empty())?;
         Some(change(&mut Arc::make_mut(rows).rows))
@@ -286,6 +290,23 @@ impl StateStore for MemoryStore {
         self.flush()?;
         write_checkpoint(&*self.rows()?, dir)
     }
+
+    /// Meets a row that does not read back also where another has taken its place that is not flushed: it lies on the disk.
+    fn reread(&self, from: &[u8], max_bytes: usize) -> io::Result<Reread> {
+        let (rows, rot) = (self.rows()?, self.rotten()?);
+        let place = |(table, key): &(Table, Bytes)| Bytes::from([&[*table], &key[..]].concat());
+        let begin = from.split_first().map(|(table, key)| (*table, Bytes::copy_from_slice(key))).unwrap_or_default();
+        let (mut bytes, mut next) = (0, None);
+        for (at, value) in rows.rows.range(begin.clone()..) {
+            if bytes > 0 && bytes + value.len() as u64 > max_bytes as u64 {
+                next = Some(at);
+                break;
+            }
+            bytes += (at.1.len() + value.len()) as u64;
+        }
+        let is_met = |row: &(Table, Bytes)| *row >= begin && next.is_none_or(|next| row < next);
+        if rot.iter().any(is_met) { Err(rotten()) } else { Ok(Reread { bytes, next: next.map(place) }) }
+    }
 }
 
 fn write_checkpoint(rows: &Rows, dir: &Path) -> io::Result<()> {
@@ -308,23 +329,23 @@ fn write_checkpoint(rows: &Rows, dir: &Path) -> io::Result<()> {
 }
 
 fn read_checkpoint(dir: &Path) -> io::Result<Rows> {
-    fn byte(rest: &mut &[u8]) -> io::Result<u8> {
-        let mut one = [0];
-        rest.read_exact(&mut one)?;
-        Ok(one[0])
-    }
-    fn field(rest: &mut &[u8]) -> io::Result<Bytes> {
-        let mut length = [0; 8];
-        rest.read_exact(&mut length)?;
-        let length = usize::try_from(u64::from_le_bytes(length)).map_err(io::Error::other)?;
-        let Some((bytes, after)) = rest.split_at_checked(length) else {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        };
-        *rest = after;
-        Ok(Bytes::copy_from_slice(bytes))
-    }
     let bytes = fs::read(dir.join(CHECKPOINT_FILE))?;
-    let mut rest = bytes.as_slice();
+    decode_checkpoint(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the checkpoint is cut off"))
+}
+
+fn decode_checkpoint(bytes: &[u8]) -> Option<Rows> {
+    fn byte(rest: &mut &[u8]) -> Option<u8> {
+        let (one, after) = rest.split_first()?;
+        *rest = after;
+        Some(*one)
+    }
+    fn field(rest: &mut &[u8]) -> Option<Bytes> {
+        let (length, after) = rest.split_first_chunk::<8>()?;
+        let (bytes, after) = after.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+        *rest = after;
+        Some(Bytes::copy_from_slice(bytes))
+    }
+    let mut rest = bytes;
     let has_applied = byte(&mut rest)? == 1;
     let applied = field(&mut rest)?;
     let mut rows = Rows { applied: has_applied.then_some(applied), ..Rows::default() };
@@ -334,7 +355,7 @@ fn read_checkpoint(dir: &Path) -> io::Result<Rows> {
         let value = field(&mut rest)?;
         rows.rows.insert((table, key), value);
     }
-    Ok(rows)
+    Some(rows)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! near it.
 
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
@@ -24,27 +24,50 @@ const MASK: u32 = 0xa282_ead8;
 /// # Errors
 /// Of kind `InvalidData` if a manifest is damaged in this way.
 pub(super) fn guard(dir: &Path) -> io::Result<()> {
-    if !dir.exists() {
-        return Ok(());
-    }
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let is_wal = name.ends_with(".log");
-        if !is_wal && !name.starts_with("MANIFEST-") {
-            continue;
-        }
+    guard_manifests(dir)?;
+    for path in files(dir, |name| name.ends_with(".log"))? {
         let Some(at) = endless_at(&mut fs::File::open(&path)?)? else { continue };
-        if !is_wal {
-            let text = format!("the manifest {} is damaged at byte {at}", path.display());
-            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-        }
         tracing::warn!(path = %path.display(), at, "cutting off what was not written by this program");
         let file = fs::OpenOptions::new().write(true).open(&path)?;
         file.set_len(at)?;
         file.sync_all()?;
     }
     Ok(())
+}
+
+/// The same for a database that is open, whose WALs are nobody else's business. A manifest that it has just replaced may be
+/// gone.
+///
+/// # Errors
+/// Of kind `InvalidData` if a manifest is damaged in this way.
+pub(super) fn guard_manifests(dir: &Path) -> io::Result<()> {
+    for path in files(dir, |name| name.starts_with("MANIFEST-"))? {
+        let found = match fs::File::open(&path) {
+            Ok(mut file) => endless_at(&mut file)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        if let Some(at) = found {
+            let text = format!("the manifest {} is damaged at byte {at}", path.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+    }
+    Ok(())
+}
+
+/// The files of a directory with such names, if it is there.
+fn files(dir: &Path, is: impl Fn(&str) -> bool) -> io::Result<Vec<PathBuf>> {
+    if !dir.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|name| is(&name.to_string_lossy())) {
+            found.push(path);
+        }
+    }
+    Ok(found)
 }
 
 /// Where RocksDB's reader would stop and not come on.

@@ -34,6 +34,9 @@ const CACHE_BYTES: usize = 4 << 20;
 const CONDEMNED: &str = "DAMAGED";
 /// After a purge, more than this in files is compacted.
 const LEFT_BYTES: u64 = 64 << 20;
+const READAHEAD_BYTES: usize = 256 << 10;
+/// What the database says on a file system that has no direct reads.
+const NO_DIRECT_READS: &str = "Direct I/O is not supported";
 
 type Key = [u8; KEY_BYTES];
 
@@ -88,7 +91,7 @@ impl RocksLog {
             return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it was found to be damaged: {found}")));
         }
         framing::guard(dir)?;
-        let db = Arc::new(DB::open(&options(), dir).map_err(failed)?);
+        let db = Arc::new(open_database(dir).map_err(failed)?);
         let mut sync = WriteOptions::default();
         sync.set_sync(true);
         let (purged, queue) = mpsc::channel();
@@ -122,6 +125,27 @@ impl RocksLog {
     pub fn reclaim(&self) {
         self.db.compact_range::<&[u8], &[u8]>(None, None);
     }
+}
+
+/// Opens the database so that reads go past the cache of the operating system, where they can: what is read of a log is read
+/// once, and a record that the disk has lost must not seem to be there because it was written not long ago.
+fn open_database(dir: &Path) -> Result<DB, rocksdb::Error> {
+    let mut options = options();
+    options.set_use_direct_reads(true);
+    DB::open(&options, dir).or_else(|error| {
+        if !error.as_ref().contains(NO_DIRECT_READS) {
+            return Err(error);
+        }
+        options.set_use_direct_reads(false);
+        DB::open(&options, dir)
+    })
+}
+
+/// For reads that leave nothing in the block cache, for the same reason.
+fn read_options() -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.fill_cache(false);
+    options
 }
 
 fn options() -> rocksdb::Options {
@@ -218,10 +242,9 @@ impl LogEngine for RocksLog {
         if from >= to {
             return Ok(records);
         }
-        let mut options = ReadOptions::default();
+        let mut options = read_options();
         options.set_iterate_upper_bound(if to == u64::MAX { after_records(group) } else { record_key(group, to) });
-        // A log is read once from end to end, by a restart or by a peer that is behind.
-        options.fill_cache(false);
+        options.set_readahead_size(max_bytes.min(READAHEAD_BYTES));
         let mut iterator = self.db.raw_iterator_opt(options);
         iterator.seek(record_key(group, from));
         let mut bytes = 0;
@@ -239,7 +262,7 @@ impl LogEngine for RocksLog {
     }
 
     fn last(&self, group: GroupId) -> io::Result<Option<(u64, Bytes)>> {
-        let mut options = ReadOptions::default();
+        let mut options = read_options();
         options.set_iterate_lower_bound(record_key(group, 0));
         options.set_iterate_upper_bound(after_records(group));
         let mut iterator = self.db.raw_iterator_opt(options);
@@ -253,13 +276,13 @@ impl LogEngine for RocksLog {
     }
 
     fn mark(&self, group: GroupId, kind: MarkKind) -> io::Result<Option<Bytes>> {
-        let value = self.db.get_pinned(key(group, kind as u8, 0)).map_err(failed)?;
+        let value = self.db.get_pinned_opt(key(group, kind as u8, 0), &read_options()).map_err(failed)?;
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 
     fn groups(&self) -> io::Result<Vec<GroupId>> {
         let mut groups = Vec::new();
-        let mut iterator = self.db.raw_iterator();
+        let mut iterator = self.db.raw_iterator_opt(read_options());
         iterator.seek_to_first();
         while let Some((found, _)) = iterator.item() {
             let (group, _, _) = parse(found)?;
@@ -269,5 +292,10 @@ impl LogEngine for RocksLog {
         }
         iterator.status().map_err(failed)?;
         Ok(groups)
+    }
+
+    /// Nothing but the write-ahead log keeps what is in memory, and while the process lives nobody reads that.
+    fn spill(&self) -> io::Result<()> {
+        self.db.flush().map_err(failed)
     }
 }

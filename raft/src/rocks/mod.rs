@@ -2,6 +2,7 @@
 //!
 //! The log database fsyncs every commit. The state databases have no write-ahead log at all, because the Raft log is theirs.
 
+mod cold;
 mod framing;
 mod log;
 mod states;

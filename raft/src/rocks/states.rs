@@ -23,7 +23,8 @@ use rocksdb::{
 };
 
 use crate::ids::GroupId;
-use crate::machine::{RowBatch, RowVisitor, StateStore, StateStores, Table};
+use crate::machine::{Reread, RowBatch, RowVisitor, StateStore, StateStores, Table};
+use crate::rocks::cold::Cold;
 use crate::rocks::{base_options, failed, framing, sync_dir};
 
 /// Blocks of all groups together.
@@ -201,12 +202,12 @@ impl StateStores for RocksStates {
 
     fn destroy(&self, group: GroupId) -> io::Result<()> {
         let dir = self.group_dir(group);
+        // A half-deleted directory must not look like a database after a crash. One that a crash has left goes now.
+        let doomed = self.root.join(format!("destroyed-{}", group.0));
+        if doomed.exists() {
+            fs::remove_dir_all(&doomed)?;
+        }
         if dir.exists() {
-            // A half-deleted directory must not look like a database after a crash.
-            let doomed = self.root.join(format!("destroyed-{}", group.0));
-            if doomed.exists() {
-                fs::remove_dir_all(&doomed)?;
-            }
             fs::rename(&dir, &doomed)?;
             sync_dir(&self.root)?;
             fs::remove_dir_all(&doomed)?;
@@ -217,7 +218,8 @@ impl StateStores for RocksStates {
 
 /// The state database of one group.
 struct RocksState {
-    // Before `home`: it is closed before its directory goes.
+    // Before `home`: they are closed before its directory goes.
+    cold: Cold,
     db: DB,
     home: Arc<Home>,
     write: WriteOptions,
@@ -241,7 +243,12 @@ impl RocksState {
         let db = DB::open(options, &dir).map_err(failed)?;
         let mut write = WriteOptions::default();
         write.disable_wal(true);
-        Ok(RocksState { db, home: Arc::new(Home { dir, replaced: AtomicBool::new(false) }), write })
+        Ok(RocksState {
+            cold: Cold::new(options),
+            db,
+            home: Arc::new(Home { dir, replaced: AtomicBool::new(false) }),
+            write,
+        })
     }
 }
 
@@ -311,5 +318,9 @@ impl StateStore for RocksState {
             Some(parent) => sync_dir(parent),
             None => Ok(()),
         }
+    }
+
+    fn reread(&self, from: &[u8], max_bytes: usize) -> io::Result<Reread> {
+        self.cold.reread(&self.db, &self.home.dir, from, max_bytes)
     }
 }

@@ -11,9 +11,9 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use prost::Message as _;
 
 pub(crate) use receive::{Receiving, receive_snapshot};
@@ -32,46 +32,117 @@ pub(crate) type Snapshot = openraft::Snapshot<LeaderId, ReplicaId, Member, Arc<C
 /// That place, and the members there.
 pub(crate) type SnapshotMeta = openraft::SnapshotMeta<LeaderId, ReplicaId, Member>;
 
-/// A directory of immutable files, deleted with its last user.
+/// A directory of immutable files. It goes with its last user, unless it is kept.
 #[derive(Debug)]
 pub(crate) struct Checkpoint {
     dir: PathBuf,
-    manifest: OnceLock<Vec<proto::SnapshotFile>>,
-    verified: OnceLock<()>,
+    manifest: Mutex<Option<Arc<[proto::SnapshotFile]>>>,
+    verified: AtomicBool,
+    standing: Mutex<Standing>,
+}
+
+/// Whether a checkpoint outlives the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// It goes with its last user.
+    Loose,
+    /// It stays, and a marker beside it says so to the next process.
+    Kept,
+    /// It goes with its last user, and is never kept again.
+    Forgotten,
 }
 
 impl Checkpoint {
     pub(crate) fn new(dir: PathBuf) -> Self {
-        Checkpoint { dir, manifest: OnceLock::new(), verified: OnceLock::new() }
+        Checkpoint::with(dir, Standing::Loose)
+    }
+
+    /// One that an earlier process has kept.
+    pub(crate) fn kept(dir: PathBuf) -> Self {
+        Checkpoint::with(dir, Standing::Kept)
+    }
+
+    /// One that is not there, and is never confirmed.
+    pub(crate) fn absent() -> Self {
+        Checkpoint::with(PathBuf::new(), Standing::Forgotten)
+    }
+
+    fn with(dir: PathBuf, standing: Standing) -> Self {
+        let (manifest, verified, standing) = (Mutex::default(), AtomicBool::new(false), Mutex::new(standing));
+        Checkpoint { dir, manifest, verified, standing }
+    }
+
+    /// Lets it outlive the process, durably. Does nothing to one that is to go.
+    pub(crate) fn keep(&self) -> io::Result<()> {
+        let mut standing = self.standing.lock();
+        if *standing == Standing::Loose {
+            File::create(marker(&self.dir))?.sync_all()?;
+            sync_parent(&self.dir)?;
+            *standing = Standing::Kept;
+        }
+        Ok(())
+    }
+
+    /// Lets it go with its last user.
+    pub(crate) fn forget(&self) {
+        let mut standing = self.standing.lock();
+        if *standing == Standing::Kept {
+            // The marker first: what is half deleted must not count. One that comes back after a crash marks a checkpoint that
+            // is older than its log, or does not read, and the next start drops it.
+            let _ = std::fs::remove_file(marker(&self.dir));
+        }
+        *standing = Standing::Forgotten;
     }
 
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Reads all of it, once.
+    /// Reads all of it, once, or again after [`Checkpoint::doubt`].
     pub(crate) fn verify(&self, states: &dyn StateStores) -> io::Result<()> {
-        if self.verified.get().is_none() {
+        if !self.verified.load(Ordering::Acquire) {
             states.verify(&self.dir)?;
-            self.verified.get_or_init(|| ());
+            self.verified.store(true, Ordering::Release);
         }
         Ok(())
     }
 
+    /// What was read before may not be what is there now.
+    pub(crate) fn doubt(&self) {
+        *self.manifest.lock() = None;
+        self.verified.store(false, Ordering::Release);
+    }
+
     /// The files with their checksums, read once.
-    pub(crate) fn manifest(&self) -> io::Result<&[proto::SnapshotFile]> {
-        if let Some(manifest) = self.manifest.get() {
-            return Ok(manifest);
+    pub(crate) fn manifest(&self) -> io::Result<Arc<[proto::SnapshotFile]>> {
+        let mut manifest = self.manifest.lock();
+        if let Some(manifest) = &*manifest {
+            return Ok(manifest.clone());
         }
-        let manifest = read_manifest(&self.dir)?;
-        Ok(self.manifest.get_or_init(|| manifest))
+        let read: Arc<[_]> = read_manifest(&self.dir)?.into();
+        *manifest = Some(read.clone());
+        Ok(read)
+    }
+
+    /// Another checkpoint of the same files, which are linked and not copied.
+    pub(crate) fn link(&self, dir: PathBuf) -> io::Result<Checkpoint> {
+        fs_err::create_dir_all(&dir)?;
+        let linked = Checkpoint::new(dir);
+        for entry in fs_err::read_dir(&self.dir)? {
+            let entry = entry?;
+            fs_err::hard_link(entry.path(), linked.dir.join(entry.file_name()))?;
+        }
+        File::open(&linked.dir)?.sync_all()?;
+        Ok(linked)
     }
 }
 
 impl Drop for Checkpoint {
     fn drop(&mut self) {
-        // Installed ones have been renamed away; what stays behind otherwise goes at the next start.
-        let _ = std::fs::remove_dir_all(&self.dir);
+        if *self.standing.lock() != Standing::Kept && !self.dir.as_os_str().is_empty() {
+            // Installed ones have been renamed away; what stays behind otherwise goes at the next start.
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
     }
 }
 
@@ -99,7 +170,20 @@ fn read_manifest(dir: &Path) -> io::Result<Vec<proto::SnapshotFile>> {
     Ok(files)
 }
 
-/// Where the checkpoints of this node's groups are made.
+/// Says that the checkpoint of this directory outlives the process.
+fn marker(dir: &Path) -> PathBuf {
+    dir.with_extension(MARKER)
+}
+
+const MARKER: &str = "confirmed";
+
+fn sync_parent(dir: &Path) -> io::Result<()> {
+    let parent = dir.parent().ok_or_else(|| io::Error::other("a checkpoint has a parent directory"))?;
+    File::open(parent)?.sync_all()
+}
+
+/// Where the checkpoints of this node's groups are: `group-replica-number`, with the file `group-replica-number.confirmed`
+/// beside those that outlive the process.
 #[derive(Debug, Clone)]
 pub(crate) struct CheckpointDirs {
     root: PathBuf,
@@ -110,18 +194,66 @@ pub(crate) struct CheckpointDirs {
 static NEXT_CHECKPOINT: AtomicU64 = AtomicU64::new(0);
 
 impl CheckpointDirs {
-    /// Removes what an earlier process left in `root`: checkpoints are made anew when they are needed.
+    /// Removes what an earlier process left in `root` and did not keep.
     pub(crate) fn open(root: PathBuf) -> io::Result<Self> {
-        match fs_err::remove_dir_all(&root) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => fs_err::create_dir_all(&root)?,
+        fs_err::create_dir_all(&root)?;
+        for entry in fs_err::read_dir(&root)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                if !marker(&path).try_exists()? {
+                    fs_err::remove_dir_all(&path)?;
+                }
+            } else if !path.with_extension("").try_exists()? {
+                fs_err::remove_file(&path)?;
+            }
         }
         Ok(CheckpointDirs { root })
     }
 
-    /// A path where nothing is yet.
-    pub(crate) fn next(&self, group: GroupId) -> PathBuf {
-        self.root.join(format!("{group}-{}", NEXT_CHECKPOINT.fetch_add(1, Ordering::Relaxed)))
+    /// A path where nothing is yet, in a directory that is there.
+    pub(crate) fn next(&self, group: GroupId, replica: ReplicaId) -> io::Result<PathBuf> {
+        // Somebody may have deleted it: that costs checkpoints, and is no damage of a state.
+        fs_err::create_dir_all(&self.root)?;
+        loop {
+            let number = NEXT_CHECKPOINT.fetch_add(1, Ordering::Relaxed);
+            let path = self.root.join(format!("{}{number}", prefix(group, Some(replica))));
+            if !path.try_exists()? {
+                return Ok(path);
+            }
+        }
+    }
+
+    /// The checkpoints of a replica that an earlier process has kept, in no order. What else there is of the group goes.
+    pub(crate) fn kept(&self, group: GroupId, replica: ReplicaId) -> io::Result<Vec<PathBuf>> {
+        let (own, all) = (prefix(group, Some(replica)), prefix(group, None));
+        fs_err::create_dir_all(&self.root)?;
+        let mut kept = Vec::new();
+        for entry in fs_err::read_dir(&self.root)? {
+            let path = entry?.path();
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if !name.starts_with(&all) || !path.is_dir() {
+                continue;
+            }
+            if name.starts_with(&own) && marker(&path).try_exists()? {
+                kept.push(path);
+            } else {
+                Checkpoint::kept(path).forget();
+            }
+        }
+        Ok(kept)
+    }
+
+    /// Deletes all checkpoints of a group, which does not run.
+    pub(crate) fn destroy(&self, group: GroupId) -> io::Result<()> {
+        // No replica has this id, so all of them belong to others.
+        self.kept(group, ReplicaId::MAX).map(drop)
+    }
+}
+
+fn prefix(group: GroupId, replica: Option<ReplicaId>) -> String {
+    match replica {
+        Some(replica) => format!("{group}-{replica:016x}-"),
+        None => format!("{group}-"),
     }
 }
 

@@ -12,6 +12,7 @@ use tonic::Streaming;
 
 use super::{CHUNK_BYTES, Checkpoint, Snapshot};
 use crate::blocking::Blocking;
+use crate::checkpoints::Checkpoints;
 use crate::proto;
 use crate::proto::snapshot_frame::Frame;
 use crate::proto::snapshot_reply::Reply;
@@ -28,14 +29,15 @@ pub(crate) async fn send_snapshot(
     route: proto::Route,
     vote: Vote,
     snapshot: &Snapshot,
-    blocking: Blocking,
+    checkpoints: &Arc<Checkpoints>,
     bytes_per_s: u64,
     patience: Duration,
 ) -> Result<Vote, PeerError> {
+    let blocking = checkpoints.blocking;
     let checkpoint = snapshot.snapshot.clone();
     let files = blocking.run({
         let checkpoint = checkpoint.clone();
-        move || checkpoint.manifest().map(<[_]>::to_vec)
+        move || checkpoint.manifest()
     });
     let files = files.await.map_err(|error| local(&error))?;
     let (sender, frames) = mpsc::channel(DEPTH);
@@ -47,7 +49,7 @@ pub(crate) async fn send_snapshot(
             at: snapshot.meta.last_log_id.as_ref().map(Into::into),
             membership: Some((&snapshot.meta.last_membership).into()),
         }),
-        files: files.clone(),
+        files: files.to_vec(),
     };
     outgoing.send(Frame::Begin(begin)).await?;
     let mut replies = link.snapshot(frames).await?;
@@ -55,6 +57,8 @@ pub(crate) async fn send_snapshot(
         Reply::Have(have) => have.files,
         other => return finished(other),
     };
+    // From here on the peer is there and will need the log above the snapshot.
+    let _sending = checkpoints.begin_sending();
     for (place, file) in files.iter().enumerate() {
         if !have.contains(&(place as u32)) {
             let sent = send_file(&mut outgoing, &checkpoint, place as u32, file, blocking).await;

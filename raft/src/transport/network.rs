@@ -21,10 +21,8 @@ use tokio::sync::oneshot;
 use super::appends::Session;
 use super::beats::Beat;
 use super::{Link, Links, PeerError};
-use crate::blocking::Blocking;
-use crate::health::Health;
+use crate::checkpoints::Checkpoints;
 use crate::ids::{GroupId, ReplicaId};
-use crate::machine::StateStores;
 use crate::proto;
 use crate::proto::outcome::Result as Outcome;
 use crate::snapshot::{Checkpoint, Snapshot, send_snapshot};
@@ -35,13 +33,10 @@ pub(crate) struct Networks {
     pub(crate) group: GroupId,
     pub(crate) replica: ReplicaId,
     pub(crate) links: Arc<Links>,
-    pub(crate) blocking: Blocking,
     pub(crate) snapshot_bytes_per_s: u64,
     /// A read waits for the next heartbeat: it must not wait for others.
     pub(crate) hurry: Arc<AtomicBool>,
-    pub(crate) states: Arc<dyn StateStores>,
-    /// Told when what would be sent turns out to be damaged.
-    pub(crate) health: Arc<Health>,
+    pub(crate) checkpoints: Arc<Checkpoints>,
 }
 
 impl Networks {
@@ -50,11 +45,9 @@ impl Networks {
             link: self.links.link(member.node, &member.address),
             route: proto::Route { group: self.group.0, from: self.replica, to: target },
             heartbeats,
-            blocking: self.blocking,
             snapshot_bytes_per_s: self.snapshot_bytes_per_s,
             hurry: self.hurry.clone(),
-            states: self.states.clone(),
-            health: self.health.clone(),
+            checkpoints: self.checkpoints.clone(),
         }
     }
 }
@@ -77,11 +70,9 @@ pub(crate) struct Network {
     route: proto::Route,
     /// Appends are heartbeats: they carry no entries and are gathered with those of other groups.
     heartbeats: bool,
-    blocking: Blocking,
     snapshot_bytes_per_s: u64,
     hurry: Arc<AtomicBool>,
-    states: Arc<dyn StateStores>,
-    health: Arc<Health>,
+    checkpoints: Arc<Checkpoints>,
 }
 
 static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
@@ -126,15 +117,15 @@ impl Network {
         }
     }
 
-    /// Reads the snapshot once before it is sent for the first time: a peer that installed a damaged one would take the
-    /// damage for its own.
-    async fn verify(&self, snapshot: &Snapshot) -> Result<(), PeerError> {
-        let (states, checkpoint) = (self.states.clone(), snapshot.snapshot.clone());
-        let verified = self.blocking.run(move || checkpoint.verify(&*states)).await;
-        verified.map_err(|error| {
-            self.health.judge("a checkpoint of the state", &error);
-            PeerError::Refused { reason: format!("the checkpoint cannot be read here: {error}") }
-        })
+    /// Whether the snapshot may be sent: a majority has confirmed it, and it reads.
+    async fn is_good(&self, snapshot: &Snapshot) -> Result<(), PeerError> {
+        if !self.checkpoints.is_confirmed(snapshot) {
+            return Err(PeerError::Refused {
+                reason: "no majority has confirmed the state of the checkpoint yet".into(),
+            });
+        }
+        let verified = self.checkpoints.verify(snapshot).await;
+        verified.map_err(|error| PeerError::Refused { reason: format!("the checkpoint cannot be read here: {error}") })
     }
 
     async fn ask_vote(
@@ -244,9 +235,16 @@ impl NetSnapshot<TC> for Network {
         option: RPCOption,
     ) -> Result<SnapshotResponse<TC>, StreamingError<TC>> {
         let timeout = option.hard_ttl();
-        self.verify(&snapshot).await.map_err(|error| self.rpc_error(RPCTypes::InstallSnapshot, timeout, &error))?;
-        let sending =
-            send_snapshot(&self.link, self.route, vote, &snapshot, self.blocking, self.snapshot_bytes_per_s, timeout);
+        self.is_good(&snapshot).await.map_err(|error| self.rpc_error(RPCTypes::InstallSnapshot, timeout, &error))?;
+        let sending = send_snapshot(
+            &self.link,
+            self.route,
+            vote,
+            &snapshot,
+            &self.checkpoints,
+            self.snapshot_bytes_per_s,
+            timeout,
+        );
         let sent = tokio::select! {
             closed = cancel => return Err(closed.into()),
             sent = sending => sent,
@@ -254,6 +252,10 @@ impl NetSnapshot<TC> for Network {
         match sent {
             Ok(vote) => Ok(SnapshotResponse { vote }),
             Err(error) => {
+                if matches!(error, PeerError::Refused { .. }) {
+                    // It may have rotted since it was read.
+                    snapshot.snapshot.doubt();
+                }
                 tracing::warn!(node = %self.link.node, %error, "a snapshot was not taken; it goes on where it stopped");
                 Err(self.rpc_error(RPCTypes::InstallSnapshot, timeout, &error).into())
             }

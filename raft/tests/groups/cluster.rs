@@ -24,6 +24,8 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 pub(crate) const CLUSTER: ClusterId = ClusterId(0xc1);
 pub(crate) const GROUP: GroupId = GroupId(3);
+/// All disks are read back all the time: what is not damaged must never be taken for it.
+pub(crate) const SCRUB_EVERY: Duration = Duration::from_millis(50);
 /// Enough for anything on a busy machine; nothing waits for it to pass.
 pub(crate) const LONG: Duration = Duration::from_secs(20);
 
@@ -144,6 +146,8 @@ pub(crate) struct Machinery {
     pub(crate) log: MemoryLog,
     pub(crate) floor: MemoryFloor,
     pub(crate) states: MemoryStates,
+    /// Of the last life.
+    pub(crate) registry: prometheus::Registry,
     incarnation: u64,
     dir: tempfile::TempDir,
     listener: Option<TcpListener>,
@@ -156,6 +160,8 @@ pub(crate) struct Node {
     pub(crate) group: Group,
     pub(crate) loads: Arc<AtomicUsize>,
     server: JoinHandle<()>,
+    /// Does what the node does that compares states: here all replicas always agree.
+    agreeing: JoinHandle<()>,
 }
 
 /// A cluster of up to some nodes, numbered from 1. Replica 10 + n is on node n.
@@ -178,6 +184,24 @@ pub(crate) fn number(value: u64) -> Bytes {
     Bytes::copy_from_slice(&value.to_le_bytes())
 }
 
+/// Tells a replica again and again that a majority has its state, until its group stops.
+pub(crate) async fn agree(group: Group) {
+    let mut tick = tokio::time::interval(Duration::from_millis(10));
+    let again = async {
+        loop {
+            tick.tick().await;
+            if let Some((position, hash)) = group.hash().filter(|_| !group.is_agreed()) {
+                // A disk that fails is the business of the test.
+                let _ = group.agree(position, hash).await;
+            }
+        }
+    };
+    tokio::select! {
+        () = again => {}
+        _ = group.stopped() => {}
+    }
+}
+
 impl Cluster {
     /// `total` machines, the first `voters` of which run and make up the group.
     pub(crate) async fn start(total: usize, voters: usize, snapshot_log_bytes: u64) -> Cluster {
@@ -191,6 +215,7 @@ impl Cluster {
                 log: MemoryLog::new(),
                 floor: MemoryFloor::new(),
                 states: MemoryStates::new(dir.path().join("scratch")),
+                registry: prometheus::Registry::new(),
                 incarnation: 0,
                 dir,
                 listener: Some(listener),
@@ -228,6 +253,8 @@ impl Cluster {
         config.snapshot_log_bytes = self.snapshot_log_bytes;
         config.purge_tail = 5;
         config.hash_every = 4;
+        (config.scrub_every, config.scrub_state_every) = (SCRUB_EVERY, SCRUB_EVERY);
+        machine.registry = config.registry.clone();
         let seams = Seams {
             log: Arc::new(machine.log.clone()),
             floor: Arc::new(machine.floor.clone()),
@@ -257,13 +284,15 @@ impl Cluster {
         let server = tokio::spawn(async move {
             serving.serve(listener, CancellationToken::new()).await.expect("the server runs");
         });
-        self.nodes.insert(number, Node { number, groups, group, loads, server });
+        let agreeing = tokio::spawn(agree(group.clone()));
+        self.nodes.insert(number, Node { number, groups, group, loads, server, agreeing });
     }
 
     /// Kills a node: its process is gone at once, its disk forgets what was not synced.
     pub(crate) async fn kill(&mut self, number: usize) {
-        let Node { groups, group, server, .. } = self.nodes.remove(&number).expect("a node that runs");
+        let Node { groups, group, server, agreeing, .. } = self.nodes.remove(&number).expect("a node that runs");
         self.crash(number);
+        agreeing.abort();
         server.abort();
         // Its listener is free for the next life once the task is gone.
         let _ = server.await;

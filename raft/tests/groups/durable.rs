@@ -13,37 +13,55 @@ use rand::{Rng as _, SeedableRng as _};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::{CLUSTER, Counter, GROUP, LONG, number, stored_sum};
+use crate::cluster::{CLUSTER, Counter, GROUP, LONG, SCRUB_EVERY, agree, number, stored_sum};
 
-struct Running {
-    groups: Groups,
-    group: Group,
+pub(crate) struct Running {
+    pub(crate) groups: Groups,
+    pub(crate) group: Group,
+    pub(crate) registry: prometheus::Registry,
     stop: CancellationToken,
     server: tokio::task::JoinHandle<std::io::Result<()>>,
 }
 
+impl Running {
+    pub(crate) async fn shut_down(self) {
+        self.stop.cancel();
+        self.groups.shutdown().await;
+        self.server.await.unwrap().unwrap();
+    }
+}
+
 /// Opens the groups of a member of the cluster.
 async fn open_groups(dir: &Path) -> Result<Groups, OpenError> {
+    open_registered(dir, prometheus::Registry::new()).await
+}
+
+/// The same with a registry of its metrics.
+async fn open_registered(dir: &Path, registry: prometheus::Registry) -> Result<Groups, OpenError> {
     let identity = Identity::open(dir).unwrap();
     let mut config = GroupsConfig::new(identity, dir.to_owned(), String::new());
     config.timers = Timers::default().slower(2);
     config.snapshot_log_bytes = 100_000;
     config.purge_tail = 10;
+    (config.scrub_every, config.scrub_state_every) = (SCRUB_EVERY, SCRUB_EVERY);
+    config.registry = registry;
     let groups = Groups::open(config, Seams::durable(dir)?).await?;
     groups.adopt_cluster(CLUSTER).unwrap();
     Ok(groups)
 }
 
-async fn open(dir: &Path, listener: TcpListener, replica: u64) -> Running {
-    let groups = open_groups(dir).await.unwrap();
+pub(crate) async fn open(dir: &Path, listener: TcpListener, replica: u64) -> Running {
+    let registry = prometheus::Registry::new();
+    let groups = open_registered(dir, registry.clone()).await.unwrap();
     let machine = Counter::boxed(&Arc::new(AtomicUsize::new(0)));
     let group = groups.start_group_with(GROUP, replica, machine, GroupConfig::default()).await.unwrap();
+    tokio::spawn(agree(group.clone()));
     let stop = CancellationToken::new();
     let server = tokio::spawn({
         let (groups, stop) = (groups.clone(), stop.clone());
         async move { groups.serve(listener, stop).await }
     });
-    Running { groups, group, stop, server }
+    Running { groups, group, registry, stop, server }
 }
 
 async fn leader(nodes: &[Running]) -> &Group {
@@ -59,7 +77,7 @@ async fn leader(nodes: &[Running]) -> &Group {
 }
 
 /// Proposes to whoever leads. Returns the sum.
-async fn propose(nodes: &[Running], payload: &[u8]) -> u64 {
+pub(crate) async fn propose(nodes: &[Running], payload: &[u8]) -> u64 {
     loop {
         match leader(nodes).await.propose(payload.to_vec().into()).await {
             Ok(committed) => return committed.reply.downcast::<u64>().unwrap(),
@@ -102,9 +120,7 @@ async fn three_nodes_on_disk_restart_with_everything() {
             assert_eq!(stored_sum(&*node.group.store()), sum);
         }
         for node in nodes {
-            node.stop.cancel();
-            node.groups.shutdown().await;
-            node.server.await.unwrap().unwrap();
+            node.shut_down().await;
         }
     }
 }
@@ -122,7 +138,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-fn files(dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap() {
         let entry = entry.unwrap();
@@ -135,8 +151,8 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// A data directory of the only voter of a group, with a purged log, a state and a tail that is not in it. Returns the sum.
-async fn written(dir: &Path) -> u64 {
+/// The only voter of a group, with a purged log, a state and a tail that is not in it, and the sum.
+pub(crate) async fn alone(dir: &Path) -> (Running, u64) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let node = open(dir, listener, 1).await;
@@ -160,9 +176,13 @@ async fn written(dir: &Path) -> u64 {
         add().await;
     }
     let [node] = nodes;
-    node.stop.cancel();
-    node.groups.shutdown().await;
-    node.server.await.unwrap().unwrap();
+    (node, sum)
+}
+
+/// The data directory of such a voter. Returns the sum.
+async fn written(dir: &Path) -> u64 {
+    let (node, sum) = alone(dir).await;
+    node.shut_down().await;
     sum
 }
 

@@ -8,3 +8,4 @@ mod durable;
 mod faults;
 mod members;
 mod peers;
+mod scrub;
