@@ -73,13 +73,9 @@ impl Damages {
         self.open.is_some()
     }
 
-    /// Whether the state of a replica may be another one than the log makes: it was made so, or it may have got its state
-    /// from one that was, which nobody has found out yet.
+    /// Whether the state of a replica was made another one than the log makes. No other may get its state from it.
     pub(crate) fn is_diverged(&self, group: GroupId, replica: ReplicaId) -> bool {
-        let of_group = |(other, replica): &(GroupId, ReplicaId)| {
-            *other == group && self.diverged.contains(&(*other, *replica)) && self.open.is_some()
-        };
-        self.diverged.contains(&(group, replica)) || self.hit.iter().any(of_group)
+        self.diverged.contains(&(group, replica))
     }
 
     /// What replicas of a group held that are out of service.
@@ -359,12 +355,10 @@ mod tests {
     }
 
     #[test]
-    fn until_a_diverged_replica_is_found_out_its_group_may_have_its_state_from_it() {
+    fn a_diverged_replica_is_excused_and_no_other_one() {
         let mut damages = Damages::default();
         damages.begin(0, 5, &[(GROUP, 1, lost(1))], true);
         assert!(damages.lost(GROUP).is_empty(), "its log is whole");
-        assert!(damages.is_diverged(GROUP, 1) && damages.is_diverged(GROUP, 2) && !damages.is_diverged(GroupId(2), 2));
-        damages.open = None;
         assert!(damages.is_diverged(GROUP, 1) && !damages.is_diverged(GROUP, 2));
     }
 

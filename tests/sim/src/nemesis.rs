@@ -420,7 +420,7 @@ impl Nemesis {
 
     fn arm_point(&mut self, world: &World, node: usize) -> bool {
         let point = failpoint::ALL[self.rng.random_range(0..failpoint::ALL.len())];
-        if point == failpoint::ROWS_WRITTEN {
+        if [failpoint::ROWS_WRITTEN, failpoint::BATCH_COMMITTED].contains(&point) {
             world.slots[node].arm_failpoint(point, self.rng.random_range(0..60));
         } else {
             // Wherever it comes first, a node that joins among them.

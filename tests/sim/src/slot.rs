@@ -91,6 +91,8 @@ struct Mood {
 #[derive(Debug, Default, Clone, Copy)]
 struct Batches {
     taken_us: u64,
+    /// When the batch before was taken, if this one followed at once.
+    before_us: u64,
     ends_us: u64,
     /// Between these moments what is in the batch came in.
     gathered: (u64, u64),
@@ -225,10 +227,12 @@ impl Slot {
     pub(crate) fn batch(&self, now_us: u64, latency: Duration) {
         let mut batches = self.batches.lock();
         let was_idle = now_us > batches.ends_us + IDLE_US;
-        // What is in it came in while the batch before was being written, or just now.
-        let from_us = if was_idle { now_us.saturating_sub(IDLE_US) } else { batches.taken_us };
+        // What is in it came in while the batch before was being written, or just now; or, where Raft's core had to wait for two
+        // writes of its own in a row, such as a purge and a vote, while the one before that was.
+        let from_us = if was_idle { now_us.saturating_sub(IDLE_US) } else { batches.before_us };
+        let before_us = if was_idle { now_us } else { batches.taken_us };
         let latency_us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
-        *batches = Batches { taken_us: now_us, ends_us: now_us + latency_us, gathered: (from_us, now_us) };
+        *batches = Batches { taken_us: now_us, before_us, ends_us: now_us + latency_us, gathered: (from_us, now_us) };
     }
 
     /// A process has started here.
