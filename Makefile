@@ -13,7 +13,7 @@ PACKAGES := cmake:cmake g++:g++ pkg-config:pkg-config strace:strace mkfs.ext4:e2
 LIBRARIES := libclang-dev libopenblas-dev libfaketime
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: help deps build demo test sim planted jepsen campaign bench fmt verify deny
+.PHONY: help deps build demo test sim programs planted jepsen campaign bench fmt verify deny
 
 help: ## Lists the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -50,25 +50,31 @@ sim: deps ## The simulation: SEEDS=200 STEPS=20000, with its tests.
 	cd tests/sim && CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-$(CURDIR)/target}/sim" cargo test $(CARGO_FLAGS)
 	cd tests/sim && CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-$(CURDIR)/target}/sim" cargo run $(CARGO_FLAGS) -q -- --first $(FIRST) --seeds $(SEEDS) --steps $(STEPS)
 
-# The same binary with the bugs of tests/sim/PLANTED.md, chosen by QUORATE_PLANTED. No release has them.
-planted: build ## Shows which planted bugs the simulation and the chaos suite catch.
-	cargo build $(CARGO_FLAGS) -p quorate --features planted --bin quorate-planted
-	cargo build $(CARGO_FLAGS) -p quorate-jepsen
-	cd tests/sim && CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-$(CURDIR)/target}/sim" cargo run $(CARGO_FLAGS) -q -- --planted all
-	$(AS_ROOT) "$${CARGO_TARGET_DIR:-$(CURDIR)/target}/release/quorate-jepsen" planted
-
+# Where the programs are, and those that the chaos suite and its campaign use. Bugs are compiled into the two that are called
+# planted, and into the simulation; no release has them.
+RELEASE := $${CARGO_TARGET_DIR:-$(CURDIR)/target}/release
+SIM := $${CARGO_TARGET_DIR:-$(CURDIR)/target}/sim/release/quorate-sim
 # Namespaces, iptables and loop devices need root.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 MINUTES ?= 10
-jepsen: build ## Real processes under real faults for MINUTES=10, every workload and nemesis in turn.
-	cargo build $(CARGO_FLAGS) -p quorate-jepsen
-	$(AS_ROOT) "$${CARGO_TARGET_DIR:-$(CURDIR)/target}/release/quorate-jepsen" all --minutes $(MINUTES)
-
-campaign: build ## The next MINUTES=10 of the long list, kept in jepsen/LEDGER.md.
-	cargo build $(CARGO_FLAGS) -p quorate-jepsen
+# Pieces of the campaign, or planted bugs, at the same time.
+JOBS ?= 1
+programs: build
+	cargo build $(CARGO_FLAGS) -p quorate --features planted --bin quorate-planted
+	cargo build $(CARGO_FLAGS) -p quorate-jepsen --bin quorate-jepsen
+	cargo build $(CARGO_FLAGS) -p quorate-jepsen --features planted --bin quorate-jepsen-planted
 	cd tests/sim && CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-$(CURDIR)/target}/sim" cargo build $(CARGO_FLAGS)
-	$(AS_ROOT) "$${CARGO_TARGET_DIR:-$(CURDIR)/target}/release/quorate-jepsen" campaign --minutes $(MINUTES) \
-	  --ledger jepsen/LEDGER.md --sim "$${CARGO_TARGET_DIR:-$(CURDIR)/target}/sim/release/quorate-sim"
+
+planted: programs ## Shows which planted bugs the simulation and the chaos suite catch; JOBS=1 at once.
+	"$(SIM)" --planted all
+	$(AS_ROOT) "$(RELEASE)/quorate-jepsen" planted --jobs $(JOBS)
+
+jepsen: programs ## Real processes under real faults for MINUTES=10, every workload and nemesis in turn.
+	$(AS_ROOT) "$(RELEASE)/quorate-jepsen" all --time-limit $$(($(MINUTES) * 60))
+
+campaign: programs ## The next MINUTES=10 of the long list, JOBS=1 pieces at once, kept in jepsen/LEDGER.md.
+	$(AS_ROOT) "$(RELEASE)/quorate-jepsen" campaign --minutes $(MINUTES) --jobs $(JOBS) \
+	  --commit "$$(git describe --always --dirty)" --ledger jepsen/LEDGER.md --sim "$(SIM)"
 
 bench: deps ## The criterion benches (the cluster benches are `quorate bench`).
 	cargo bench --locked -p quorate-raft -p quorate-index

@@ -42,7 +42,7 @@ fn history(operations: u64, keys: u64) -> History {
         }
         let phase = if unknown { Phase::Info } else { Phase::Ok };
         for (time, phase, operation) in [(from, Phase::Invoke, asked), (to, phase, answered)] {
-            let event = Event { time, process: *number, phase, operation, node: None, error: None };
+            let event = Event { time, process: *number, phase, operation, part: None, node: None, error: None };
             moments.push((time, moments.len() as u64, event));
         }
         if unknown {
@@ -52,7 +52,7 @@ fn history(operations: u64, keys: u64) -> History {
         *free = to;
     }
     moments.sort_unstable_by_key(|(time, order, _)| (*time, *order));
-    History { events: moments.into_iter().map(|(_, _, event)| event).collect(), faults: Vec::new() }
+    History { events: moments.into_iter().map(|(_, _, event)| event).collect(), ..History::default() }
 }
 
 fn main() -> Result<(), Box<dyn Error>> {

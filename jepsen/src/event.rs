@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A point in the run, in microseconds of the harness's monotonic clock since the run began.
 pub type Micros = u64;
@@ -214,6 +214,87 @@ mod absent {
     }
 }
 
+/// A part of what clients do in a run: one of its loads, or one lane of the probes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// Registers.
+    Register,
+    /// The queue.
+    Queue,
+    /// Leases and fencing.
+    Lease,
+    /// Request ids.
+    Requests,
+    /// Freshness of searches.
+    Search,
+    /// Probes that all go to one group: lane 0 to control, each other one to a shard.
+    Probe(u8),
+}
+
+impl Part {
+    /// The parts that are loads, with their names.
+    pub const LOADS: [(Part, &'static str); 5] = [
+        (Part::Register, "register"),
+        (Part::Queue, "queue"),
+        (Part::Lease, "lease"),
+        (Part::Requests, "requests"),
+        (Part::Search, "search"),
+    ];
+}
+
+const PROBE: &str = "probe-";
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match Part::LOADS.iter().find(|(part, _)| part == self) {
+            Some((_, name)) => f.write_str(name),
+            None => match self {
+                Part::Probe(lane) => write!(f, "{PROBE}{lane}"),
+                _ => f.write_str("?"),
+            },
+        }
+    }
+}
+
+/// A text is no part of a run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no part of a run: it is a load such as queue, or a lane of the probes such as probe-0")]
+pub struct NoPart(String);
+
+impl FromStr for Part {
+    type Err = NoPart;
+
+    fn from_str(text: &str) -> Result<Part, NoPart> {
+        let load = Part::LOADS.iter().find(|(_, name)| *name == text).map(|(part, _)| *part);
+        let lane = || text.strip_prefix(PROBE)?.parse().ok().map(Part::Probe);
+        load.or_else(lane).ok_or_else(|| NoPart(text.to_owned()))
+    }
+}
+
+impl Serialize for Part {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Part {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Part, D::Error> {
+        struct Name;
+        impl serde::de::Visitor<'_> for Name {
+            type Value = Part;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a part of a run")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Part, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_str(Name)
+    }
+}
+
 /// One line of a history.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
@@ -227,6 +308,9 @@ pub struct Event {
     /// What.
     #[serde(flatten)]
     pub operation: Operation,
+    /// For which part of the run it was done, if that was told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
     /// The node that was asked, if one was chosen. In JSON it is `asked`: operations have a `node` of their own.
     #[serde(rename = "asked", default, skip_serializing_if = "Option::is_none")]
     pub node: Option<usize>,
@@ -265,10 +349,109 @@ pub struct Fault {
     pub detail: String,
 }
 
+/// In the detail of a fault after which every group, wherever its replicas are, has a majority whose members all reach each
+/// other.
+pub const MAJORITY: &str = "majority=true";
+/// In the detail of a fault after which that is not certain.
+pub const NO_MAJORITY: &str = "majority=false";
+/// In the detail of a fault that began in a cluster that had just been seen to be healthy, whatever was before.
+pub const WAS_WELL: &str = "well=true";
+
+/// What was asked of a run, and so what it is judged by.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Asked {
+    /// The load.
+    pub workload: String,
+    /// The loads that it consists of.
+    pub parts: Vec<Part>,
+    /// The nemeses, with their arguments.
+    pub nemeses: Vec<String>,
+    /// How many nodes the cluster began with.
+    pub nodes: usize,
+    /// What everything random followed from.
+    pub seed: u64,
+    /// For how many seconds things were to break.
+    pub seconds: f64,
+    /// Operations a second that the load aimed at.
+    pub rate: f64,
+    /// Operations a second of the load that had to end well.
+    pub floor: f64,
+    /// The bug that the nodes had, if one was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planted: Option<String>,
+}
+
+/// How far a run has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// The load begins.
+    Load,
+    /// The last fault is over, and every node runs.
+    Healed,
+    /// The cluster is healthy again.
+    Healthy,
+    /// No operation of the load is under way any more.
+    LoadEnded,
+    /// The final reads begin.
+    Finals,
+    /// They are over, and nobody writes any more.
+    AtRest,
+}
+
+/// What a run noted beside operations and faults.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "note", rename_all = "kebab-case")]
+pub enum Note {
+    /// What was asked of it.
+    Asked(Asked),
+    /// It came to a stage.
+    Reached {
+        /// Which.
+        stage: Stage,
+        /// When.
+        time: Micros,
+    },
+    /// A node was replaced by hand, because it refused to start after it had been damaged.
+    Replaced {
+        /// Which.
+        node: usize,
+        /// What the node said.
+        refusal: String,
+        /// When.
+        time: Micros,
+    },
+    /// The machine stood still: what is late meanwhile is not held against the cluster.
+    Stalled {
+        /// What of it.
+        what: String,
+        /// From when.
+        from: Micros,
+        /// Until when.
+        to: Micros,
+    },
+    /// A promise was broken in sight of the harness.
+    Violation {
+        /// Which, in a sentence.
+        what: String,
+        /// When that was seen.
+        time: Micros,
+    },
+    /// Nothing is proved.
+    Void {
+        /// Why.
+        why: String,
+        /// When that was seen.
+        time: Micros,
+    },
+}
+
 /// A line of a history file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Line {
+    /// A note.
+    Note(Note),
     /// A fault.
     Fault(Fault),
     /// An operation's event.

@@ -1,14 +1,20 @@
 //! The ledger of the campaign: a line for each piece that ran, and what all of them come to.
 //!
-//! It is a Markdown table, because people read it, and it is only ever appended to. What a campaign still has to do, and
-//! every total that is told elsewhere, follows from its lines. A piece counts only if its verdict is `valid` (or `caught`,
-//! for a planted bug): what was void or violated stays in the ledger and has to be done again.
+//! It is a Markdown table, because people read it, and it is only ever appended to. What a campaign still has to do,
+//! and every total that is told elsewhere, follows from its lines. A piece counts only if its verdict is `valid` (or
+//! `caught`, for a planted bug): what was void or violated stays in the ledger and has to be done again. Seeds of the
+//! simulation in which too little happened are counted apart: `valid, 2 seeds apart` is a piece that counts, but for
+//! those two.
+//!
+//! One campaign at a time writes to a ledger ([`Book`]). A line that was cut off by a kill ends without a line break:
+//! it is not read, and removed before the next is written.
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::io::Write;
+use std::fs::{File, TryLockError};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -25,6 +31,9 @@ A piece names what of its kind it did: a range of items or seeds, a planted bug,
 | when (UTC) | kind | piece | seed | commit | seconds | operations | faults | verdict |
 |---|---|---|---|---|---|---|---|---|
 ";
+
+/// What the line under the head of the table begins with.
+const RULE: &str = "|---";
 
 /// What a piece belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -134,7 +143,20 @@ impl Entry {
     /// Whether it counts.
     #[must_use]
     pub fn counts(&self) -> bool {
-        matches!(self.verdict.as_str(), "valid" | "caught")
+        matches!(self.verdict.as_str(), "valid" | "caught") || self.apart() > 0
+    }
+
+    /// How many seeds of a valid piece are counted apart.
+    #[must_use]
+    pub fn apart(&self) -> u64 {
+        let told = self.verdict.strip_prefix("valid, ").and_then(|rest| rest.split(' ').next());
+        told.and_then(|count| count.parse().ok()).unwrap_or(0)
+    }
+
+    /// Whether a promise was broken, or a planted bug not found.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.verdict == "missed" || self.verdict.contains(" violations")
     }
 
     /// The range of a piece that is one.
@@ -203,8 +225,22 @@ pub struct Total {
     pub faults: u64,
     /// Different items of their ranges, or different names.
     pub items: u64,
+    /// Different names, whatever came of them.
+    pub tried: u64,
+    /// Seeds of the simulation in which too little happened; not among the items.
+    pub apart: u64,
     /// Lines with violations, or planted bugs that were missed.
     pub violated: u64,
+}
+
+/// The verdict of seeds of which none broke a promise, `apart` of them counted apart.
+#[must_use]
+pub fn valid_but(apart: u64) -> String {
+    match apart {
+        0 => "valid".into(),
+        1 => "valid, 1 seed apart".into(),
+        more => format!("valid, {more} seeds apart"),
+    }
 }
 
 impl Ledger {
@@ -213,31 +249,25 @@ impl Ledger {
     /// # Errors
     /// If a line of the table cannot be understood: the file was edited by hand, and must be mended by hand.
     pub fn read(path: &Path) -> Result<Ledger> {
-        match std::fs::read_to_string(path) {
-            Ok(text) => Ledger::parse(&text).with_context(|| format!("reading {}", path.display())),
+        match std::fs::read(path) {
+            Ok(text) => {
+                Ledger::parse(&String::from_utf8_lossy(&text)).with_context(|| format!("reading {}", path.display()))
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Ledger::default()),
             Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
         }
     }
 
     fn parse(text: &str) -> Result<Ledger> {
-        let rows = text.lines().enumerate().filter(|(_, line)| line.starts_with('|')).skip(2);
+        // A line without its end was cut off when the machine or the campaign was: what it told of is done again.
+        let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+        let rows = whole.lines().enumerate().filter(|(_, line)| line.starts_with('|'));
         let entries = rows
+            .skip_while(|(_, line)| !line.starts_with(RULE))
+            .skip(1)
             .map(|(number, line)| Entry::parse(line).with_context(|| format!("line {}", number + 1)))
             .collect::<Result<_>>()?;
         Ok(Ledger { entries })
-    }
-
-    /// Appends a line to the file, which is made if it is not there.
-    ///
-    /// # Errors
-    /// If the file cannot be written.
-    pub fn append(path: &Path, entry: &Entry) -> Result<()> {
-        let mut file = fs_err::OpenOptions::new().create(true).append(true).open(path)?;
-        let head = if file.metadata()?.len() == 0 { HEAD } else { "" };
-        // One write, so that two campaigns never mix their lines.
-        file.write_all(format!("{head}{}", entry.line()).as_bytes())?;
-        Ok(())
     }
 
     /// The items that are done of a kind whose pieces are ranges.
@@ -260,18 +290,81 @@ impl Ledger {
         let mut total = Total::default();
         for entry in self.entries.iter().filter(|entry| entry.kind == kind) {
             total.pieces += 1;
-            total.violated += u64::from(entry.verdict == "missed" || entry.verdict.contains("violations"));
+            total.violated += u64::from(entry.is_broken());
             if entry.counts() {
                 total.counted += 1;
+                total.apart += entry.apart();
                 total.seconds += entry.seconds;
                 total.operations += entry.operations;
                 total.faults += entry.faults;
             }
         }
         let ranges = self.done(kind).len() as u64;
-        total.items = if ranges > 0 { ranges } else { self.names(kind).len() as u64 };
+        total.items = if ranges > 0 { ranges.saturating_sub(total.apart) } else { self.names(kind).len() as u64 };
+        total.tried = self.tried(kind).len() as u64;
         total
     }
+
+    /// The names of a kind that had a piece, whatever came of it; void ones say nothing.
+    #[must_use]
+    pub fn tried(&self, kind: Kind) -> BTreeSet<&str> {
+        let told = self.entries.iter().filter(|entry| entry.kind == kind && (entry.counts() || entry.is_broken()));
+        told.map(|entry| entry.piece.as_str()).collect()
+    }
+}
+
+/// The right to write to a ledger.
+#[derive(Debug)]
+pub struct Book {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Book {
+    /// Takes it, until this is dropped. The file is made if it is not there.
+    ///
+    /// # Errors
+    /// If another campaign has it, or the file cannot be written.
+    pub fn open(path: &Path) -> Result<Book> {
+        let lock = append_to(path)?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Book { path: path.to_owned(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => bail!("another campaign or soak writes to {}", path.display()),
+            Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("locking {}", path.display())),
+        }
+    }
+
+    /// Reads what is there.
+    ///
+    /// # Errors
+    /// As [`Ledger::read`].
+    pub fn read(&self) -> Result<Ledger> {
+        Ledger::read(&self.path)
+    }
+
+    /// Appends a line, durably.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn append(&self, entry: &Entry) -> Result<()> {
+        // By its name each time: a version control that writes the file anew must not get the lines of the old one.
+        let mut file = append_to(&self.path)?;
+        let mut text = Vec::new();
+        file.seek(SeekFrom::Start(0))?;
+        file.read_to_end(&mut text)?;
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        if whole < text.len() {
+            file.set_len(whole as u64)?;
+        }
+        let has_head = String::from_utf8_lossy(&text[..whole]).lines().any(|line| line.starts_with(RULE));
+        let head = if has_head { "" } else { HEAD };
+        file.write_all(format!("{head}{}", entry.line()).as_bytes())?;
+        file.sync_all().with_context(|| format!("writing {}", self.path.display()))
+    }
+}
+
+fn append_to(path: &Path) -> Result<File> {
+    Ok(fs_err::OpenOptions::new().create(true).read(true).append(true).open(path)?.into_parts().0)
 }
 
 /// The first gap of what is done, at most `most` long, below `end`; `None` if there is none.
@@ -327,10 +420,56 @@ mod tests {
         let path = folder.path().join("LEDGER.md");
         assert_eq!(Ledger::read(&path).expect("none is empty"), Ledger::default());
         let entries = [entry(Kind::Links, "0..24", "valid"), entry(Kind::Planted, "stale-read", "caught")];
+        let book = Book::open(&path).expect("nobody has it");
         for entry in &entries {
-            Ledger::append(&path, entry).expect("writable");
+            book.append(entry).expect("writable");
         }
         assert_eq!(Ledger::read(&path).expect("readable").entries, entries);
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_is_not_read_and_makes_room_for_the_next() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("LEDGER.md");
+        let book = Book::open(&path).expect("nobody has it");
+        let (first, second) = (entry(Kind::Links, "0..24", "valid"), entry(Kind::Links, "24..48", "valid"));
+        book.append(&first).expect("writable");
+        let whole = std::fs::read_to_string(&path).expect("readable");
+        for cut in 1..second.line().len() {
+            std::fs::write(&path, format!("{whole}{}", &second.line()[..cut])).expect("writable");
+            assert_eq!(book.read().expect("readable").entries, std::slice::from_ref(&first), "cut at {cut}");
+            book.append(&second).expect("writable");
+            assert_eq!(book.read().expect("readable").entries, [first.clone(), second.clone()], "cut at {cut}");
+        }
+        std::fs::write(&path, &HEAD[..HEAD.len() / 2]).expect("writable");
+        book.append(&first).expect("writable");
+        assert_eq!(book.read().expect("readable").entries.len(), 1, "of a head that was cut off");
+    }
+
+    #[test]
+    fn one_campaign_at_a_time_writes() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("LEDGER.md");
+        let book = Book::open(&path).expect("nobody has it");
+        let refused = Book::open(&path).expect_err("it is taken");
+        assert!(refused.to_string().contains("another campaign"), "{refused}");
+        drop(book);
+        Book::open(&path).expect("nobody has it any more");
+    }
+
+    #[test]
+    fn seeds_apart_do_not_void_their_piece_and_are_no_items() {
+        let ledger = Ledger {
+            entries: vec![
+                entry(Kind::Sim, "0..25", &valid_but(1)),
+                entry(Kind::Sim, "25..50", &valid_but(0)),
+                entry(Kind::Sim, "50..75", &valid_but(3)),
+                entry(Kind::Sim, "75..100", "2 violations: x"),
+            ],
+        };
+        assert_eq!(ledger.done(Kind::Sim), (0..75).collect());
+        let total = ledger.total(Kind::Sim);
+        assert_eq!((total.items, total.apart, total.counted, total.violated), (71, 4, 3, 1));
     }
 
     #[test]

@@ -23,8 +23,16 @@ fn binary() -> PathBuf {
 
 async fn start(directory: &Path, disk: DiskKind, faketime: bool) -> Cluster {
     let directory = directory.to_owned();
-    let config =
-        ClusterConfig { nodes: 3, binary: binary(), directory, disk, planted: None, faketime, arguments: Vec::new() };
+    let config = ClusterConfig {
+        nodes: 3,
+        binary: binary(),
+        failpoints: None,
+        directory,
+        disk,
+        planted: None,
+        faketime,
+        arguments: Vec::new(),
+    };
     Cluster::start(config).await.expect("three nodes become a cluster")
 }
 
@@ -77,7 +85,7 @@ async fn a_cut_is_seen_and_healed_and_nothing_is_left() {
     cluster.kill(leader).await.unwrap();
     assert!(!cluster.is_running(leader));
 
-    nemesis::heal(&cluster).await.unwrap();
+    assert!(nemesis::heal(&cluster).await.unwrap().refused.is_empty());
     cluster.wait_healthy(WELL).await.unwrap();
     assert!(cluster.disturbed(leader).is_none());
     let rules = std::process::Command::new("nsenter")
@@ -91,6 +99,41 @@ async fn a_cut_is_seen_and_healed_and_nothing_is_left() {
     assert_eq!(left(&names), Vec::<String>::new());
     assert!(folder.path().join("node-0/log").exists(), "logs stay");
     assert!(!folder.path().join("quorate").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_ends_or_does_not_start_is_told_and_no_error_of_the_harness() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = ClusterConfig {
+        nodes: 3,
+        binary: binary(),
+        // Any program will do: it is only copied here.
+        failpoints: Some(binary()),
+        directory: folder.path().to_owned(),
+        disk: DiskKind::Folder,
+        planted: None,
+        faketime: false,
+        arguments: Vec::new(),
+    };
+    let cluster = Cluster::start(config).await.expect("three nodes become a cluster");
+    let pid = i32::try_from(cluster.pid(1).unwrap()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    cluster.wait_exit(1, WELL).await.expect("it was killed");
+    cluster.kill(2).await.unwrap();
+    let [told] = &cluster.ended_by_themselves()[..] else { panic!("{:?}", cluster.ended_by_themselves()) };
+    assert!(told.starts_with("node-1 ended by itself with signal: 9 (SIGKILL); it said last: "), "{told}");
+
+    for name in ["identity.json", "identity-copy.json"] {
+        std::fs::write(cluster.data_dir(2).join(name), "{").unwrap();
+    }
+    let healing = nemesis::heal(&cluster).await.expect("all that the harness does works");
+    let [refused] = &healing.refused[..] else { panic!("{healing:?}") };
+    assert!(refused.contains("node 2 does not start") && refused.contains("is damaged"), "{refused}");
+    assert!(cluster.is_running(1) && !cluster.is_running(2));
+    cluster.stop().await.unwrap();
+    for copy in ["quorate", "quorate-planted"] {
+        assert!(!folder.path().join(copy).exists(), "{copy} is removed with the run");
+    }
 }
 
 #[derive(Default)]
@@ -136,10 +179,11 @@ async fn power_cuts_failed_syncs_and_clocks_bite() {
         assert!(seen.await.is_ok(), "{name} did not bite: {:?}", told.faults.lock());
         stop.cancel();
         running.await.unwrap().unwrap();
-        nemesis::heal(&cluster).await.unwrap();
+        assert!(nemesis::heal(&cluster).await.unwrap().refused.is_empty());
         cluster.wait_healthy(WELL).await.unwrap();
     }
     assert_eq!(*told.violations.lock(), Vec::<String>::new());
+    assert_eq!(cluster.ended_by_themselves(), Vec::<String>::new(), "what ended was made to end");
     drop(cluster);
     assert_eq!(left(&names), Vec::<String>::new(), "a cluster that is dropped leaves nothing either");
 }

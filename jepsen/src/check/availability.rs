@@ -1,9 +1,16 @@
-//! Availability: a connected majority writes soon after each fault, and soon after the last one all is equal.
+//! Availability: a connected majority writes soon after each fault; soon after the last one the cluster is healthy, and soon
+//! after the last write all is equal.
 //!
-//! A fault is measured if it is certain what was to be expected: it stands alone, with nothing else that changes in the time
-//! that is allowed and as long before; it leaves a connected majority, as its detail says (`majority=true`) or as its nemesis
-//! always does on a cluster that is whole; and a client that knows all nodes tried to write. What is not measured is counted,
-//! by its reason, so that a run in which nothing was measured shows.
+//! What is asked for is asked of every *lane* of the probes by itself: each lane writes to one group, so that the groups that
+//! are led elsewhere and answer at once do not hide one that has no leader. A lane goes through each node in turn with a client
+//! that knows that node alone, so some of its writes reach the majority whatever is cut; and it is enough that one of them,
+//! begun after the fault, is acknowledged in time.
+//!
+//! A fault is measured if it is certain what was to be expected: nothing else changes in the time that is allowed before a write
+//! was acknowledged, nor did as long before, unless the cluster was seen to be well since; it leaves a connected majority, as
+//! its detail says or as its nemesis always does on a cluster that is whole; the lane tried to write all the time; and the
+//! machine, which others use as well, did not stand still. What is not measured is counted, by its reason, so that a run in
+//! which nothing was measured shows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,24 +19,23 @@ use super::{
     verdict::{Findings, many, seconds},
 };
 use crate::{
-    event::{Fault, Injection, Micros, Operation, Phase, Verdict},
+    event::{Fault, Injection, MAJORITY, Micros, NO_MAJORITY, Operation, Part, Phase, Stage, Verdict, WAS_WELL},
     history::{History, Span},
 };
 
-/// How long after a fault an answer may still be one that was given before it, in microseconds.
-const SETTLE: Micros = 200_000;
+/// A lane that begins no write for longer than this was held up by the harness or the machine, and says nothing.
+const HELD_UP: Micros = 1_000_000;
 /// How many groups an explanation names.
 const NAMED: usize = 4;
-/// In the detail of a fault after which no majority is left of which all members run and reach each other.
-const NO_MAJORITY: &str = "majority=false";
-/// In the detail of a fault after which there is one.
-const MAJORITY: &str = "majority=true";
-/// Nemeses each of whose faults, alone, leaves a majority of a whole cluster running and connected.
-const LEAVE_A_MAJORITY: [&str; 15] = [
+/// Nemeses each of whose faults, alone, leaves a majority of a whole cluster running and connected all the time.
+const LEAVE_A_MAJORITY: [&str; 18] = [
     "kill",
     "kill-leader",
     "pause",
     "pause-leader",
+    "restart-loop",
+    "rolling-restart",
+    "failpoint",
     "power-cut",
     "power-cut-leader",
     "halves",
@@ -42,107 +48,217 @@ const LEAVE_A_MAJORITY: [&str; 15] = [
     "slow-fsync",
     "fsync-error",
 ];
+/// Those of them that break a node more than once, or not at their beginning: then the time that is allowed runs from every
+/// moment of the fault.
+const AT_ANY_MOMENT: [&str; 3] = ["restart-loop", "failpoint", "fsync-error"];
+/// Nemeses after which replicas are made anew: a cluster is not whole for a while, and one more fault may be one too many.
+const MAKE_ANEW: [&str; 5] = ["corruption", "amnesia", "join", "leave", "replace"];
+/// Those, and others after which a node has much to catch up with: a cluster may take longer to be healthy.
+const MOVE_DATA: [&str; 9] =
+    ["corruption", "amnesia", "join", "leave", "replace", "power-cut-all", "fsync-error", "stalled-disk", "disk-full"];
 
-/// Writes of a history.
-struct Writes {
-    /// When each was acknowledged.
-    acknowledged: Vec<Micros>,
-    /// From when until when each was tried that must go through while there is a majority, by the beginning.
-    tried: Vec<(Micros, Micros)>,
+/// How much later something may be because the machine stood still: for as long as it did, and each time an election may follow.
+fn excused(history: &History, from: Micros, to: Micros, rules: &Rules) -> Micros {
+    let (count, total) = history.stalls(from, to);
+    total.saturating_add(count.saturating_mul(rules.write_within))
+}
+
+/// The writes of one lane.
+#[derive(Debug, Default)]
+struct Lane {
+    /// When each began.
+    begun: Vec<Micros>,
+    /// When each began that was acknowledged, and when the first one was that began then or later; by the beginning.
+    acknowledged: Vec<(Micros, Micros)>,
 }
 
 pub(super) fn judge(history: &History, spans: &[Span<'_>], rules: &Rules) -> Verdict {
     let mut findings = Findings::of("availability");
     let faults: Vec<&Fault> = history.faults.iter().filter(|fault| fault.injection != Injection::Skipped).collect();
     writes_soon(history, spans, &faults, rules, &mut findings);
-    equal_soon(spans, &faults, rules, &mut findings);
+    healthy_soon(history, &faults, rules, &mut findings);
+    equal_soon(history, spans, &faults, rules, &mut findings);
     findings.verdict(!faults.is_empty())
 }
 
-impl Writes {
-    fn of(spans: &[Span<'_>]) -> Writes {
-        let mut writes = Writes { acknowledged: Vec::new(), tried: Vec::new() };
+impl Lane {
+    /// All lanes of the probes, by their numbers.
+    fn all(spans: &[Span<'_>]) -> BTreeMap<u8, Lane> {
+        let mut lanes: BTreeMap<u8, Lane> = BTreeMap::new();
         for span in spans {
-            let ended = span.ended.map(|(event, _)| event.time);
-            if must_go_through(span) {
-                writes.tried.push((span.begun.time, ended.unwrap_or(Micros::MAX)));
+            let Some(Part::Probe(lane)) = span.begun.part else { continue };
+            if !matches!(span.operation(), Operation::Write { .. } | Operation::Enqueue { .. }) {
+                continue;
             }
-            if is_write(span.operation()) && span.outcome() == Phase::Ok {
-                writes.acknowledged.extend(ended);
+            let lane = lanes.entry(lane).or_default();
+            lane.begun.push(span.begun.time);
+            if let Some((event, _)) = span.ended.filter(|(event, _)| event.phase == Phase::Ok) {
+                lane.acknowledged.push((span.begun.time, event.time));
             }
         }
-        writes.acknowledged.sort_unstable();
-        writes
+        for lane in lanes.values_mut() {
+            let mut first = Micros::MAX;
+            for (_, ended) in lane.acknowledged.iter_mut().rev() {
+                first = first.min(*ended);
+                *ended = first;
+            }
+        }
+        lanes
     }
 
-    /// The first acknowledgement after a time.
-    fn next_after(&self, time: Micros) -> Option<Micros> {
-        self.acknowledged.get(self.acknowledged.partition_point(|&at| at <= time)).copied()
+    /// The first acknowledgement of a write that began at a time or later: what was acknowledged for an earlier one may have been
+    /// decided before.
+    fn first_after(&self, time: Micros) -> Option<Micros> {
+        let place = self.acknowledged.partition_point(|(begun, _)| *begun < time);
+        self.acknowledged.get(place).map(|(_, ended)| *ended)
     }
 
-    /// Whether somebody tried to write over some of a time.
-    fn tried_within(&self, from: Micros, to: Micros) -> bool {
-        let begun = self.tried.partition_point(|&(begin, _)| begin <= to);
-        self.tried[..begun].iter().rev().any(|&(_, end)| end > from)
+    /// Whether writes were begun all the time.
+    fn tried(&self, from: Micros, to: Micros) -> bool {
+        let within = self.begun.iter().copied().filter(|begun| (from..=to).contains(begun));
+        let mut last = from;
+        within.chain([to]).all(|begun| begun - std::mem::replace(&mut last, begun) <= HELD_UP)
+    }
+
+    /// The moment of some time from which on it took longest until a write was acknowledged, and when that was.
+    fn slowest(&self, from: Micros, to: Micros) -> (Micros, Option<Micros>) {
+        let begun = self.acknowledged.iter().map(|(begun, _)| *begun + 1);
+        let moments = std::iter::once(from).chain(begun.filter(|begun| (from..=to).contains(begun)));
+        let waits = moments.map(|moment| (moment, self.first_after(moment)));
+        waits.max_by_key(|(moment, first)| first.map_or(Micros::MAX, |first| first - moment)).unwrap_or((from, None))
     }
 }
 
-fn is_write(operation: &Operation) -> bool {
-    use Operation as O;
-    must_be_taken(operation) || matches!(operation, O::Cas { .. } | O::Complete { .. })
+fn named(lane: u8) -> String {
+    if lane == 0 { "control".to_owned() } else { format!("the shard of probes-{lane}") }
 }
 
-/// Whether it is a write that no state refuses.
-fn must_be_taken(operation: &Operation) -> bool {
-    use Operation as O;
-    matches!(operation, O::Write { .. } | O::Enqueue { .. } | O::Upsert { .. } | O::Delete { .. })
+/// From when until when a fault is looked at.
+struct Window {
+    from: Micros,
+    /// The last moment from which on the time that is allowed runs.
+    last: Micros,
+    /// Until when a write that began at `from` must be acknowledged.
+    deadline: Micros,
+    /// When the next fault begins: from then on it is not certain any more what was to be expected.
+    next: Micros,
 }
 
-/// A client that knows one node only may be cut off with it.
-fn must_go_through(span: &Span<'_>) -> bool {
-    must_be_taken(span.operation()) && span.begun.node.is_none()
+impl Window {
+    fn of(fault: &Fault, faults: &[&Fault], rules: &Rules) -> Window {
+        // What ends early is over with its end: that may itself hold writes up once more.
+        let is_short = fault.to - fault.from < rules.write_within;
+        let deadline = if is_short { fault.to } else { fault.from }.saturating_add(rules.write_within);
+        let any_moment = is_of(fault, &AT_ANY_MOMENT) && !is_short;
+        let last = if any_moment { fault.to - rules.write_within } else { fault.from };
+        let next = faults.iter().map(|other| other.from).filter(|from| *from > fault.from).min();
+        Window { from: fault.from, last, deadline, next: next.unwrap_or(Micros::MAX) }
+    }
+
+    /// Until when a write must be acknowledged that begins at some moment of it.
+    fn limit(&self, moment: Micros, rules: &Rules) -> Micros {
+        self.deadline.max(moment.saturating_add(rules.write_within))
+    }
+}
+
+/// What is found of one lane under one fault.
+enum Found {
+    /// It took so long, from the worst moment on.
+    Wrote(Micros),
+    /// From this moment on it was too late: when there was an acknowledgement, if ever.
+    Late(Micros, Option<Micros>),
+    /// The next fault came before it can be said.
+    Overtaken,
+    /// Nobody tried all the time.
+    Untried,
+    /// The machine stood still meanwhile.
+    Stalled,
+}
+
+impl Lane {
+    fn under(&self, window: &Window, history: &History, rules: &Rules) -> Found {
+        let (_, end) = history.load();
+        let (moment, first) = self.slowest(window.from, window.last);
+        let limit = window.limit(moment, rules);
+        match first.filter(|&at| at <= limit && at < window.next) {
+            Some(at) => Found::Wrote(at - moment),
+            None if limit >= window.next => Found::Overtaken,
+            None if !self.tried(window.from, limit) => Found::Untried,
+            None if first.unwrap_or(end) <= limit + excused(history, moment, limit, rules) => Found::Stalled,
+            None => Found::Late(moment, first),
+        }
+    }
 }
 
 fn writes_soon(history: &History, spans: &[Span<'_>], faults: &[&Fault], rules: &Rules, findings: &mut Findings) {
-    let writes = Writes::of(spans);
-    let end = history.events.last().map_or(0, |event| event.time);
-    let mut slowest = 0;
+    let lanes = Lane::all(spans);
+    let (_, end) = history.load();
+    let mut slowest: BTreeMap<u8, Micros> = BTreeMap::new();
     for fault in faults.iter().filter(|fault| fault.injection == Injection::Installed) {
-        let deadline = fault.from.saturating_add(rules.write_within);
-        let before = fault.from.saturating_sub(rules.write_within);
-        let others = faults.iter().filter(|other| !std::ptr::eq(**other, *fault));
-        let reason = if fault.detail.contains(NO_MAJORITY) {
-            "faults without a majority"
-        } else if !fault.detail.contains(MAJORITY) && !LEAVE_A_MAJORITY.contains(&fault.nemesis.as_str()) {
-            "faults that may leave no majority"
-        } else if deadline > end {
-            "faults at the end, not measured"
-        } else if others.into_iter().any(|other| other.from <= deadline && before <= other.to) {
-            "faults beside another"
-        } else if fault.to != fault.from && fault.to <= deadline {
-            "faults that ended early"
-        } else if !writes.tried_within(fault.from + SETTLE, fault.from + rules.write_within / 2) {
-            "faults without load"
-        } else {
-            let first = writes.next_after(fault.from + SETTLE);
-            match first.filter(|&at| at <= deadline) {
-                Some(at) => slowest = slowest.max(at - fault.from),
-                None => findings.violation(|| late(fault, first, rules)),
+        let window = Window::of(fault, faults, rules);
+        if let Some(reason) = not_measured(fault, faults, &window, end, rules) {
+            findings.count(reason, 1);
+            continue;
+        }
+        let (mut measured, mut reason) = (false, None);
+        for (number, lane) in &lanes {
+            match lane.under(&window, history, rules) {
+                Found::Wrote(took) => {
+                    measured = true;
+                    let slowest = slowest.entry(*number).or_default();
+                    *slowest = (*slowest).max(took);
+                }
+                Found::Late(moment, first) => {
+                    measured = true;
+                    findings.violation(|| late(*number, fault, moment, first, rules));
+                }
+                Found::Overtaken => reason = Some("faults overtaken by the next"),
+                Found::Stalled => reason = Some("faults while the machine stood still"),
+                Found::Untried => {}
             }
-            "faults measured"
-        };
-        findings.count(reason, 1);
+        }
+        let without = if measured { "faults measured" } else { "faults without load" };
+        findings.count(reason.unwrap_or(without), 1);
     }
-    findings.count("slowest write after a fault, ms", slowest / 1_000);
+    findings.count("slowest write after a fault, ms", slowest.values().max().map_or(0, |slowest| slowest / 1_000));
+    for (lane, slowest) in slowest {
+        findings.count(&format!("slowest write after a fault to {}, ms", named(lane)), slowest / 1_000);
+    }
 }
 
-fn late(fault: &Fault, first: Option<Micros>, rules: &Rules) -> String {
-    let wrote = match first {
-        Some(at) => format!("the next write was acknowledged after {}", seconds(at - fault.from)),
-        None => "no write was acknowledged any more".to_owned(),
+/// Why it is not certain what was to be expected of a fault.
+fn not_measured(fault: &Fault, faults: &[&Fault], window: &Window, end: Micros, rules: &Rules) -> Option<&'static str> {
+    let before = fault.from.saturating_sub(rules.write_within);
+    let disturbs = |other: &Fault| {
+        let settled = other.to.saturating_add(if is_of(other, &MAKE_ANEW) { rules.moved_within } else { 0 });
+        let was_before = other.to <= fault.from && fault.detail.contains(WAS_WELL);
+        other.from <= fault.from && before <= settled && !was_before
     };
+    if fault.detail.contains(NO_MAJORITY) {
+        Some("faults without a majority")
+    } else if !fault.detail.contains(MAJORITY) && !is_of(fault, &LEAVE_A_MAJORITY) {
+        Some("faults that may leave no majority")
+    } else if window.deadline > end {
+        Some("faults at the end, not measured")
+    } else if faults.iter().any(|other| !std::ptr::eq(*other, fault) && disturbs(other)) {
+        Some("faults beside another")
+    } else {
+        None
+    }
+}
+
+fn is_of(fault: &Fault, nemeses: &[&str]) -> bool {
+    nemeses.contains(&fault.nemesis.as_str())
+}
+
+fn late(lane: u8, fault: &Fault, moment: Micros, first: Option<Micros>, rules: &Rules) -> String {
+    let wrote = match first {
+        Some(at) => format!("the next write to {} was acknowledged after {}", named(lane), seconds(at - moment)),
+        None => format!("no write to {} was acknowledged any more", named(lane)),
+    };
+    let since = if moment == fault.from { String::new() } else { format!(" (from {} on)", seconds(moment)) };
     format!(
-        "{wrote}, not within {}, of {} {} at {} {}",
+        "{wrote}, not within {}, of {} {} at {}{since} {}",
         seconds(rules.write_within),
         fault.nemesis,
         fault.kind,
@@ -151,71 +267,105 @@ fn late(fault: &Fault, first: Option<Micros>, rules: &Rules) -> String {
     )
 }
 
-/// The position and hash that a replica told, if it did.
-type Told = Option<(u64, u64)>;
-
-/// From the end of the last fault on, when were the replicas of all groups first equal?
-fn equal_soon(spans: &[Span<'_>], faults: &[&Fault], rules: &Rules, findings: &mut Findings) {
-    let Some(healed) = faults.iter().map(|fault| fault.to).max() else { return };
-    let deadline = healed.saturating_add(rules.equal_within);
-    let mut told: Vec<(Micros, u32, usize, Told)> = Vec::new();
-    for span in spans {
-        let Operation::Hash { group, node, at } = *span.operation() else { continue };
-        let Some((event, _)) = span.ended.filter(|(event, _)| event.time >= healed) else { continue };
-        told.push((event.time, group, node, at.filter(|_| event.phase == Phase::Ok)));
+/// From the end of the last fault on, when was the cluster healthy again, while clients went on?
+fn healthy_soon(history: &History, faults: &[&Fault], rules: &Rules, findings: &mut Findings) {
+    let (Some(healed), false) = (history.reached(Stage::Healed), faults.is_empty()) else { return };
+    // One that never was is told where it was waited for.
+    let Some(healthy) = history.reached(Stage::Healthy) else { return };
+    let took = healthy.saturating_sub(healed);
+    findings.count("healthy after heal, ms", took / 1_000);
+    let moved = faults.iter().filter(|fault| is_of(fault, &MOVE_DATA)).map(|fault| fault.to).max();
+    let is_moving = moved.is_some_and(|moved| moved.saturating_add(rules.moved_within) >= healed);
+    let limit = if is_moving { rules.moved_within } else { rules.equal_within };
+    if took > limit && took <= limit + excused(history, healed, healthy, rules) {
+        findings.count("heals while the machine stood still", 1);
+    } else if took > limit {
+        findings.violation(|| {
+            format!(
+                "the cluster was healthy {} after all faults had ended at {}, not within {}",
+                seconds(took),
+                seconds(healed),
+                seconds(limit)
+            )
+        });
     }
-    told.sort_unstable();
-    let replicas: BTreeSet<(u32, usize)> = told.iter().map(|&(_, group, node, _)| (group, node)).collect();
-    let (Some(first), Some(last)) = (told.first(), told.last()) else {
+}
+
+/// The replicas of all groups, each with the position and hash that it told in one round of asking, if it did.
+type Round = BTreeMap<(u32, usize), Option<(u64, u64)>>;
+
+/// From the end of the last fault on, or from when on nobody wrote any more, if that is known: when were the replicas of all
+/// groups first equal?
+fn equal_soon(history: &History, spans: &[Span<'_>], faults: &[&Fault], rules: &Rules, findings: &mut Findings) {
+    let Some(healed) = faults.iter().map(|fault| fault.to).max() else { return };
+    let healed = healed.max(history.reached(Stage::AtRest).unwrap_or(0));
+    let deadline = healed.saturating_add(rules.equal_within);
+    let rounds = rounds(spans, healed);
+    let (Some((first, _)), Some((last, round))) = (rounds.first(), rounds.last()) else {
         findings.count("heals not measured", 1);
         return;
     };
-    let (first, last) = (first.0, last.0);
-    let mut now: BTreeMap<(u32, usize), (u64, u64)> = BTreeMap::new();
-    let equal = told.iter().find_map(|&(time, group, node, at)| {
-        match at {
-            Some(at) => now.insert((group, node), at),
-            None => now.remove(&(group, node)),
-        };
-        (now.len() == replicas.len() && all_equal(&now)).then_some(time)
-    });
-    match equal {
+    match rounds.iter().find(|(_, round)| all_equal(round)).map(|(at, _)| *at) {
         Some(at) if at <= deadline => findings.count("equal after heal, ms", (at - healed) / 1_000),
         // Nobody asked in time, or went on asking for long enough.
-        Some(_) if first > deadline => findings.count("heals not measured", 1),
-        None if last < deadline => findings.count("heals not measured", 1),
+        Some(_) if *first > deadline => findings.count("heals not measured", 1),
+        None if *last < deadline => findings.count("heals not measured", 1),
+        Some(at) if at <= deadline + excused(history, healed, at, rules) => {
+            findings.count("heals while the machine stood still", 1);
+        }
         Some(at) => findings.violation(|| {
             format!(
                 "the {} replicas were equal {} after the last fault, not within {}",
-                many(replicas.len()),
+                many(round.len()),
                 seconds(at - healed),
                 seconds(rules.equal_within)
             )
         }),
-        None => findings.violation(|| never_equal(&replicas, &now, last - healed)),
+        None => findings.violation(|| never_equal(round, last - healed)),
     }
 }
 
-/// Whether all replicas of each group told the same position and hash.
-fn all_equal(now: &BTreeMap<(u32, usize), (u64, u64)>) -> bool {
-    let mut groups: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
-    now.iter().all(|(&(group, _), &at)| *groups.entry(group).or_insert(at) == at)
+/// What was told from some time on, round by round, each with its end. A round names every replica once, in order.
+fn rounds(spans: &[Span<'_>], from: Micros) -> Vec<(Micros, Round)> {
+    let mut rounds: Vec<(Micros, Round)> = Vec::new();
+    for span in spans {
+        let Operation::Hash { group, node, at } = *span.operation() else { continue };
+        let Some((event, _)) = span.ended.filter(|(event, _)| event.time >= from) else { continue };
+        let goes_on = |(_, round): &&mut (Micros, Round)| {
+            round.last_key_value().is_none_or(|(replica, _)| *replica < (group, node))
+        };
+        let told = at.filter(|_| event.phase == Phase::Ok);
+        match rounds.last_mut().filter(goes_on) {
+            Some((end, round)) => {
+                *end = event.time;
+                round.insert((group, node), told);
+            }
+            None => rounds.push((event.time, Round::from([((group, node), told)]))),
+        }
+    }
+    rounds
 }
 
-fn never_equal(replicas: &BTreeSet<(u32, usize)>, now: &BTreeMap<(u32, usize), (u64, u64)>, after: Micros) -> String {
-    let told = |group: u32| replicas.range((group, 0)..=(group, usize::MAX)).map(|replica| now.get(replica));
-    let groups: BTreeSet<u32> = replicas.iter().map(|(group, _)| *group).collect();
+/// Whether all replicas of each group told the same position and hash.
+fn all_equal(round: &Round) -> bool {
+    let mut groups: BTreeMap<u32, Option<(u64, u64)>> = BTreeMap::new();
+    round.iter().all(|(&(group, _), &at)| at.is_some() && *groups.entry(group).or_insert(at) == at)
+}
+
+fn never_equal(round: &Round, after: Micros) -> String {
+    let told = |group: u32| round.range((group, 0)..=(group, usize::MAX));
+    let groups: BTreeSet<u32> = round.keys().map(|(group, _)| *group).collect();
     let apart = groups.into_iter().filter(|&group| {
-        let mut told = told(group);
-        let first = told.next().flatten();
-        first.is_none() || told.any(|other| other != first)
+        let mut told = told(group).map(|(_, at)| at);
+        let first = told.next().copied().flatten();
+        first.is_none() || told.any(|other| *other != first)
     });
     let named: Vec<String> = apart
         .take(NAMED)
         .map(|group| {
-            let replicas = replicas.range((group, 0)..=(group, usize::MAX)).map(|replica| match now.get(replica) {
-                Some((position, hash)) => format!("node {} {hash:016x} at {position}", replica.1),
-                None => format!("node {} nothing", replica.1),
+            let replicas = told(group).map(|((_, node), at)| match at {
+                Some((position, hash)) => format!("node {node} {hash:016x} at {position}"),
+                None => format!("node {node} nothing"),
             });
             format!("group {group}: {}", replicas.collect::<Vec<_>>().join(", "))
         })

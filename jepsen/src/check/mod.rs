@@ -13,13 +13,17 @@
 //! | [`request_ids`] | a request that is repeated is answered the same and takes effect once |
 //! | [`searches`] | an acknowledged point is found, a deleted one is not, and an answer with missing shards says so |
 //! | [`hashes`] | all replicas of a group are equal at the same position |
-//! | [`availability`] | a connected majority writes soon after a fault, and all is equal soon after the last one |
-//! | [`bite`] | enough was done, and every nemesis that was asked for struck |
+//! | [`availability`] | a connected majority writes soon after a fault; the cluster is healthy, and all is equal, soon after the last one |
+//! | [`finals`] | what was asked at the end was answered |
+//! | [`bite`] | enough was done by every load, and every nemesis that was asked for struck |
+//!
+//! What a run comes to is [`recorded`], a function of its history alone: the run itself and `check` both ask it.
 //!
 //! Checkers compare places in the history and not times, except where a promise is about time.
 
 mod availability;
 mod bite;
+mod finals;
 mod freshness;
 mod hashes;
 mod leases;
@@ -32,7 +36,7 @@ mod verdict;
 mod tests;
 
 use crate::{
-    event::{Micros, Verdict},
+    event::{Asked, Micros, Note, Part, Verdict},
     history::{History, Span},
 };
 
@@ -41,49 +45,112 @@ pub use verdict::Outcome;
 /// How much is asked of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rules {
-    /// The nemeses that were asked for: each must have struck once at least.
+    /// The nemeses that were asked for, without their arguments: each must have struck once at least.
     pub asked: Vec<String>,
-    /// The least number of operations a second that ended well.
+    /// The least number of operations of the load a second that ended well.
     pub floor: f64,
+    /// The loads of the run: each must have done what its checker looks at.
+    pub parts: Vec<Part>,
+    /// Whether the states of all replicas must have been compared.
+    pub compared: bool,
     /// How soon after a fault a connected majority must write.
     pub write_within: Micros,
-    /// How soon after the end of the last fault all replicas must be equal.
+    /// How soon after the end of the last fault the cluster must be healthy, and how soon after the last write all replicas
+    /// must be equal.
     pub equal_within: Micros,
+    /// The former, where replicas must be made anew or catch up with all that was.
+    pub moved_within: Micros,
     /// For how long nothing must have moved before an unfinished task is called stuck or lost.
     pub drain: Micros,
 }
 
 impl Default for Rules {
     fn default() -> Rules {
-        Rules { asked: Vec::new(), floor: 1.0, write_within: 2_000_000, equal_within: 5_000_000, drain: 30_000_000 }
+        Rules {
+            asked: Vec::new(),
+            floor: 1.0,
+            parts: Vec::new(),
+            compared: false,
+            write_within: 2_000_000,
+            equal_within: 5_000_000,
+            moved_within: 60_000_000,
+            drain: 30_000_000,
+        }
     }
+}
+
+impl Rules {
+    /// What is asked of a run that was to do this.
+    pub fn of(asked: &Asked) -> Rules {
+        let names = asked.nemeses.iter().map(|name| name.split(':').next().unwrap_or(name).to_owned());
+        let (asked_for, parts) = (names.filter(|name| name != "none").collect(), asked.parts.clone());
+        Rules { asked: asked_for, floor: asked.floor, parts, compared: true, ..Rules::default() }
+    }
+}
+
+/// What a run comes to: everything, by the rules that its history names. A history that does not say what was asked of its run
+/// proves nothing, whatever is in it.
+pub fn recorded(history: &History) -> Verdict {
+    let verdict = match history.asked() {
+        Some(asked) => run(history, &Rules::of(asked)),
+        None => {
+            let void = vec!["the history does not say what was asked of its run".to_owned()];
+            all(history).merge(Verdict { void, ..Verdict::default() })
+        }
+    };
+    verdict.merge(noted(history))
+}
+
+/// What the harness saw itself.
+fn noted(history: &History) -> Verdict {
+    let mut findings = verdict::Findings::of("run");
+    let mut verdict = Verdict::default();
+    for note in &history.notes {
+        match note {
+            Note::Violation { what, .. } => verdict.violations.push(what.clone()),
+            Note::Void { why, .. } => verdict.void.push(why.clone()),
+            Note::Replaced { refusal, .. } if refuses_rightly(refusal) => findings.count("nodes replaced by hand", 1),
+            Note::Replaced { node, refusal, .. } => findings
+                .violation(|| format!("node {node} was damaged in one file and had to be replaced by hand: {refusal}")),
+            Note::Stalled { from, to, .. } => {
+                findings.count("stalls of the machine", 1);
+                findings.count("stalls of the machine, ms", to.saturating_sub(*from) / 1_000);
+            }
+            Note::Asked(_) | Note::Reached { .. } => {}
+        }
+    }
+    findings.verdict(true).merge(verdict)
+}
+
+/// Whether a refusal to start is one that is documented: a node of whose identity no copy can be read any more cannot know who
+/// it is. From all other damage it must come back by itself.
+fn refuses_rightly(refusal: &str) -> bool {
+    refusal.contains("identity") && refusal.contains("is damaged")
 }
 
 /// Every promise about what was answered; none about time or effort. Which checkers have something to say follows from the
 /// operations that are in the history: the others count nothing and find nothing.
 pub fn all(history: &History) -> Verdict {
-    on_spans(history, |spans| {
-        registers_of(history, spans)
-            .merge(queue::judge(history, spans, Rules::default().drain))
-            .merge(leases::judge(spans))
-            .merge(request_ids::judge(spans))
-            .merge(freshness::judge(history, spans))
-            .merge(hashes::judge(history, spans))
-    })
+    on_spans(history, |spans| answered(history, spans, &Rules::default()))
 }
 
 /// Everything: [`all`], and what the rules ask of the run.
 pub fn run(history: &History, rules: &Rules) -> Verdict {
     on_spans(history, |spans| {
-        registers_of(history, spans)
-            .merge(queue::judge(history, spans, rules.drain))
-            .merge(leases::judge(spans))
-            .merge(request_ids::judge(spans))
-            .merge(freshness::judge(history, spans))
-            .merge(hashes::judge(history, spans))
+        answered(history, spans, rules)
             .merge(availability::judge(history, spans, rules))
             .merge(bite::judge(history, rules))
     })
+}
+
+fn answered(history: &History, spans: &[Span<'_>], rules: &Rules) -> Verdict {
+    registers_of(history, spans)
+        .merge(queue::judge(history, spans, rules.drain))
+        .merge(leases::judge(spans))
+        .merge(request_ids::judge(spans))
+        .merge(freshness::judge(history, spans))
+        .merge(hashes::judge(history, spans, rules.compared))
+        .merge(finals::judge(history, spans))
 }
 
 /// Linearizability of registers, by key.
@@ -113,7 +180,12 @@ pub fn searches(history: &History) -> Verdict {
 
 /// Equal replicas.
 pub fn hashes(history: &History) -> Verdict {
-    on_spans(history, |spans| hashes::judge(history, spans))
+    on_spans(history, |spans| hashes::judge(history, spans, false))
+}
+
+/// Answers to the reads at the end.
+pub fn finals(history: &History) -> Verdict {
+    on_spans(history, |spans| finals::judge(history, spans))
 }
 
 /// Writes soon after a fault, equality soon after the last.

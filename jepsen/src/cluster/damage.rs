@@ -1,11 +1,16 @@
 //! Damage to the files of a node that does not run: bits flipped, blocks zeroed, files cut short or deleted.
 
+use std::collections::BTreeSet;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use super::Cluster;
 
@@ -17,15 +22,25 @@ pub const CLASSES: &[(&str, &str)] = &[
     ("log-current", "which manifest of the log database counts"),
     ("floor", "the file of last synced positions and votes"),
     ("identity", "who the node is (one copy of it)"),
-    ("state-sst", "sorted tables of a state database"),
+    ("identities", "who the node is (both copies of it)"),
+    ("state-sst", "sorted tables of a state database, those among them that a checkpoint has by another name"),
     ("state-manifest", "the manifest of a state database"),
     ("state-current", "which manifest of a state database counts"),
     ("state", "a whole state database, deleted"),
-    ("checkpoint", "files of a checkpoint or a snapshot"),
+    ("checkpoint", "files of a confirmed checkpoint that no database has too"),
     ("index", "files of a vector index"),
 ];
 
+/// Classes that are damaged only if they are asked for: a node need not notice at once, or must not start.
+const NAMED_ONLY: [&str; 3] = ["identities", "checkpoint", "index"];
+/// The copies of a node's identity.
+const IDENTITIES: [&str; 2] = ["identity.json", "identity-copy.json"];
+/// A checkpoint that outlives its process has a file of this ending beside it.
+const MARKER: &str = "confirmed";
+
 const BLOCK: usize = 4096;
+/// How long a node may take to tell its metrics.
+const ASK: Duration = Duration::from_secs(3);
 
 /// What was done to which file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +53,42 @@ pub struct Damage {
     pub path: PathBuf,
     /// Offsets and lengths, for people.
     pub detail: String,
+    /// What a table was before: nobody else writes to one, so the damage can be taken back.
+    before: Option<Table>,
+}
+
+/// A table as it was.
+#[derive(Clone, PartialEq, Eq)]
+struct Table {
+    inode: u64,
+    bytes: Vec<u8>,
+}
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes of inode {}", self.bytes.len(), self.inode)
+    }
+}
+
+/// What may be done to a file of a class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Means {
+    Any,
+    /// The bytes are another file's too, and its name is not to go alone.
+    InPlace,
+    /// The bytes belong to another class; the name does not.
+    Delete,
+    /// All copies of the identity, cut in half.
+    Identities,
+}
+
+type Target = (&'static str, PathBuf, Means);
+
+impl Damage {
+    /// Whether it is damage to the bytes of a table, which stays until somebody reads them.
+    pub fn is_of_table(&self) -> bool {
+        self.before.is_some()
+    }
 }
 
 impl Cluster {
@@ -46,42 +97,135 @@ impl Cluster {
     pub fn damage(&self, node: usize, class: Option<&str>, dice: &mut StdRng) -> Result<Option<Damage>> {
         ensure!(!self.is_running(node), "files are damaged while the node is down");
         let damage = damage(&self.data_dir(node), class, dice)?;
-        *self.node(node).damaged.lock() |= damage.is_some();
+        if damage.is_some() {
+            self.note_damage(node);
+        }
         Ok(damage)
+    }
+
+    /// Deletes the log database of a node that does not run: it forgets what it has acknowledged and for whom it voted,
+    /// and its floor says so.
+    pub fn lose_log(&self, node: usize) -> Result<()> {
+        ensure!(!self.is_running(node), "files are damaged while the node is down");
+        let log = self.data_dir(node).join("log");
+        fs_err::remove_dir_all(&log)?;
+        ensure!(!log.exists(), "{} was deleted and is still there", log.display());
+        self.note_damage(node);
+        Ok(())
+    }
+
+    /// Takes damage to a table back, where the table is still there with that damage. False if there is nothing to take
+    /// back.
+    pub fn undo_damage(&self, node: usize, damage: &Damage) -> Result<bool> {
+        ensure!(!self.is_running(node), "files are mended while the node is down");
+        undo(&self.data_dir(node), damage)
+    }
+
+    /// Whether a checkpoint's folder and its marker are both gone, for damage to a file of one.
+    pub fn checkpoint_is_gone(&self, node: usize, damage: &Damage) -> bool {
+        let data = self.data_dir(node);
+        checkpoint_of(&damage.path).is_some_and(|checkpoint| {
+            let checkpoint = data.join(checkpoint);
+            !checkpoint.exists() && !checkpoint.with_extension(MARKER).exists()
+        })
+    }
+
+    /// How many replicas a node has taken out of service since it was started, and how many others are in their place,
+    /// as its metrics say.
+    pub async fn replicas_counted(&self, node: usize) -> Result<(u64, u64)> {
+        let exposed =
+            tokio::time::timeout(ASK, get(&self.http(node), "/metrics")).await.context("it does not answer")??;
+        let counted = |name: &str| counter(&exposed, name).with_context(|| format!("its metrics have no {name}"));
+        Ok((counted("quorate_replicas_quarantined_total")?, counted("quorate_replicas_healed_total")?))
+    }
+
+    fn note_damage(&self, node: usize) {
+        let node = self.node(node);
+        *node.damaged.lock() = true;
+        *node.ever_damaged.lock() = true;
     }
 
     /// The damaged node is whole again, as far as can be seen.
     pub fn damage_is_healed(&self, node: usize) {
         *self.node(node).damaged.lock() = false;
     }
+
+    /// Whether its files were damaged in this run, or it was given a bug of its own that makes its state another one:
+    /// then its replicas may be found wanting.
+    pub fn may_be_quarantined(&self, node: usize) -> bool {
+        *self.node(node).ever_damaged.lock() || self.has_bug_of_its_own(node)
+    }
+}
+
+/// What a server answers to a request for a page.
+async fn get(address: &str, page: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(format!("GET {page} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    ensure!(answer.starts_with("HTTP/1.1 200"), "{address}{page} answered {:?}", answer.lines().next());
+    Ok(answer)
+}
+
+/// The value of a counter without labels.
+fn counter(exposed: &str, name: &str) -> Option<u64> {
+    exposed.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 fn damage(data: &Path, class: Option<&str>, dice: &mut StdRng) -> Result<Option<Damage>> {
-    let mut files = Vec::new();
-    collect(data, data, &mut files)?;
-    files.sort();
-    let wanted = |found: &&'static str| class.is_none_or(|class| class == *found);
-    let mut found: Vec<(&'static str, PathBuf)> =
-        files.into_iter().filter_map(|path| Some((classify(&path).filter(wanted)?, path))).collect();
-    found.extend(whole_states(data)?.into_iter().map(|path| ("state", path)).filter(|(class, _)| wanted(class)));
+    let wanted = |found: &str| class.map_or(!NAMED_ONLY.contains(&found), |class| class == found);
+    let found: Vec<Target> = targets(data)?.into_iter().filter(|(class, ..)| wanted(class)).collect();
     // The class first: there are more tables than identities.
-    let mut classes: Vec<_> = found.iter().map(|(class, _)| *class).collect();
-    classes.sort_unstable();
-    classes.dedup();
+    let classes: BTreeSet<&'static str> = found.iter().map(|(class, ..)| *class).collect();
+    let classes: Vec<_> = classes.into_iter().collect();
     let Some(class) = classes.choose(dice).copied() else { return Ok(None) };
-    let of_class: Vec<_> = found.into_iter().filter(|(of, _)| *of == class).map(|(_, path)| path).collect();
-    let path = of_class.choose(dice).context("a class that was found has a file")?.clone();
-    let (how, detail) = break_it(&data.join(&path), dice)?;
-    Ok(Some(Damage { class, how, path, detail }))
+    let of_class: Vec<_> = found.into_iter().filter(|(of, ..)| *of == class).collect();
+    let (_, path, means) = of_class.choose(dice).context("a class that was found has a file")?.clone();
+    if means == Means::Identities {
+        return Ok(Some(halve_identities(data)?));
+    }
+    let before = table(&data.join(&path))?;
+    let (how, detail) = break_it(&data.join(&path), class, means, dice)?;
+    let before = before.filter(|_| how != "delete");
+    Ok(Some(Damage { class, how, path, detail, before }))
 }
 
-fn collect(root: &Path, folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+/// What can be damaged, in an order that does not depend on the file system.
+fn targets(data: &Path) -> Result<Vec<Target>> {
+    let mut files = Vec::new();
+    collect(data, data, &mut files)?;
+    let is_live = |path: &Path| classify(path) == Some("state-sst");
+    let live: BTreeSet<u64> = files.iter().filter(|(path, _)| is_live(path)).map(|(_, inode)| *inode).collect();
+    let mut found: Vec<Target> = Vec::new();
+    for (path, inode) in files {
+        match classify(&path) {
+            // Of checkpoints that nobody confirmed nothing is left at the next start, damaged or not.
+            Some("checkpoint") if !is_confirmed(data, &path) => {}
+            Some("checkpoint") if live.contains(&inode) => {
+                found.push(("state-sst", path.clone(), Means::InPlace));
+                found.push(("checkpoint", path, Means::Delete));
+            }
+            Some(class) => found.push((class, path, Means::Any)),
+            None => {}
+        }
+    }
+    found.extend(whole_states(data)?.into_iter().map(|path| ("state", path, Means::Any)));
+    if IDENTITIES.iter().all(|name| data.join(name).is_file()) {
+        found.push(("identities", IDENTITIES[0].into(), Means::Identities));
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The files below a folder that are not empty, with their inodes.
+fn collect(root: &Path, folder: &Path, files: &mut Vec<(PathBuf, u64)>) -> Result<()> {
     for entry in fs_err::read_dir(folder)? {
         let entry = entry?;
-        if entry.file_type()?.is_dir() {
+        let about = entry.metadata()?;
+        if about.is_dir() {
             collect(root, &entry.path(), files)?;
-        } else if entry.metadata()?.len() > 0 {
-            files.push(entry.path().strip_prefix(root)?.to_owned());
+        } else if about.len() > 0 {
+            files.push((entry.path().strip_prefix(root)?.to_owned(), about.ino()));
         }
     }
     Ok(())
@@ -89,10 +233,9 @@ fn collect(root: &Path, folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 
 fn whole_states(data: &Path) -> Result<Vec<PathBuf>> {
     let Ok(entries) = std::fs::read_dir(data.join("state")) else { return Ok(Vec::new()) };
-    let mut found: Vec<_> =
-        entries.map(|entry| Ok(Path::new("state").join(entry?.file_name()))).collect::<Result<_>>()?;
-    found.sort();
-    Ok(found)
+    let names = entries.map(|entry| Ok(entry?.file_name())).collect::<Result<Vec<_>>>()?;
+    let is_state = |name: &std::ffi::OsString| name.to_string_lossy().starts_with("group-");
+    Ok(names.into_iter().filter(is_state).map(|name| Path::new("state").join(name)).collect())
 }
 
 /// What a file is, by its path below the data directory.
@@ -105,65 +248,141 @@ fn classify(path: &Path) -> Option<&'static str> {
         "log" if is("sst") => Some("log-sst"),
         "log" if name.starts_with("MANIFEST") => Some("log-manifest"),
         "log" if name == "CURRENT" => Some("log-current"),
+        // What was being received or deleted goes at the next start, damaged or not.
+        "state" if !is_database(path) => None,
         "state" if is("sst") => Some("state-sst"),
         "state" if name.starts_with("MANIFEST") => Some("state-manifest"),
         "state" if name == "CURRENT" => Some("state-current"),
-        "checkpoints" | "snapshots" | "receiving" => Some("checkpoint"),
-        "index" | "segments" => Some("index"),
+        "checkpoints" if is("sst") || name.starts_with("MANIFEST") || name == "CURRENT" => Some("checkpoint"),
+        "index" => Some("index"),
         "floor" => Some("floor"),
-        _ if top.starts_with("identity") => Some("identity"),
+        _ if IDENTITIES.contains(&top) => Some("identity"),
         _ => None,
     }
 }
 
-fn break_it(path: &Path, dice: &mut StdRng) -> Result<(&'static str, String)> {
+/// Whether a file of the state databases lies at `state/group-N/db-K/`.
+fn is_database(path: &Path) -> bool {
+    let names: Vec<_> = path.components().map(|part| part.as_os_str().to_string_lossy()).collect();
+    matches!(&names[..], [_, group, database, _] if group.starts_with("group-") && database.starts_with("db-"))
+}
+
+/// The folder of the checkpoint that a file is of, below the data directory.
+fn checkpoint_of(path: &Path) -> Option<PathBuf> {
+    let mut parts = path.components();
+    let (top, checkpoint) = (parts.next()?, parts.next()?);
+    (top.as_os_str() == "checkpoints").then(|| Path::new("checkpoints").join(checkpoint))
+}
+
+fn is_confirmed(data: &Path, path: &Path) -> bool {
+    checkpoint_of(path).is_some_and(|checkpoint| data.join(checkpoint).with_extension(MARKER).exists())
+}
+
+fn break_it(path: &Path, class: &str, means: Means, dice: &mut StdRng) -> Result<(&'static str, String)> {
     if path.is_dir() {
         fs_err::remove_dir_all(path)?;
         return Ok(("delete", "the whole folder".into()));
     }
     let before = fs_err::read(path)?;
+    let draw = match means {
+        Means::InPlace => dice.random_range(0..9),
+        Means::Delete => 9,
+        Means::Any | Means::Identities => dice.random_range(0..10),
+    };
+    if draw == 9 {
+        fs_err::remove_file(path)?;
+        ensure!(!path.exists(), "{} was deleted and is still there", path.display());
+        return Ok(("delete", format!("{} bytes", before.len())));
+    }
+    let places = Places::of(&before, class);
     let mut bytes = before.clone();
-    let (how, detail) = match dice.random_range(0..10) {
-        0..5 => ("flip", flip(&mut bytes, dice)),
+    let (how, detail) = match draw {
+        0..5 => ("flip", flip(&mut bytes, &places, dice)),
         5..7 => {
-            let length = dice.random_range(0..bytes.len());
+            let length = places.draw(1, dice)[0];
             bytes.truncate(length);
             ("truncate", format!("from {} to {length} bytes", before.len()))
         }
-        7..9 => {
-            let from = dice.random_range(0..bytes.len());
+        _ => {
+            let from = places.draw(1, dice)[0];
             let to = bytes.len().min(from + BLOCK);
             bytes[from..to].fill(0);
             // What is zero already is not damaged by zeros.
-            let detail = if bytes == before { flip(&mut bytes, dice) } else { format!("bytes {from}..{to}") };
+            let detail = if bytes == before { flip(&mut bytes, &places, dice) } else { format!("bytes {from}..{to}") };
             ("zero", detail)
         }
-        _ => {
-            fs_err::remove_file(path)?;
-            ensure!(!path.exists(), "{} was deleted and is still there", path.display());
-            return Ok(("delete", format!("{} bytes", before.len())));
-        }
     };
-    // In place, as rot does it: no new file.
-    let file = fs_err::OpenOptions::new().write(true).open(path)?;
-    file.set_len(u64::try_from(bytes.len())?)?;
-    std::os::unix::fs::FileExt::write_all_at(file.file(), &bytes, 0)?;
-    file.sync_all()?;
-    let after = fs_err::read(path)?;
-    ensure!(after == bytes && after != before, "{} did not keep the damage", path.display());
+    overwrite(path, &bytes)?;
+    ensure!(bytes != before, "{} was not damaged", path.display());
     Ok((how, detail))
 }
 
+/// Where the bytes of a file are hurt: anywhere, but for the floor, of which most is padding that nobody reads.
+struct Places {
+    length: usize,
+    written: Vec<usize>,
+}
+
+impl Places {
+    fn of(bytes: &[u8], class: &str) -> Places {
+        let is_written = |place: &usize| class == "floor" && bytes[*place] != 0;
+        Places { length: bytes.len(), written: (0..bytes.len()).filter(is_written).collect() }
+    }
+
+    /// So many different ones, or as many as there are, in their order; one at least.
+    fn draw(&self, count: usize, dice: &mut StdRng) -> Vec<usize> {
+        let among = if self.written.is_empty() { self.length } else { self.written.len() };
+        let mut drawn = rand::seq::index::sample(dice, among, count.min(among)).into_vec();
+        drawn.sort_unstable();
+        drawn.into_iter().map(|at| self.written.get(at).copied().unwrap_or(at)).collect()
+    }
+}
+
+/// In place, as rot does it: no new file.
+fn overwrite(path: &Path, bytes: &[u8]) -> Result<()> {
+    let file = fs_err::OpenOptions::new().write(true).open(path)?;
+    file.set_len(u64::try_from(bytes.len())?)?;
+    file.file().write_all_at(bytes, 0)?;
+    file.sync_all()?;
+    ensure!(fs_err::read(path)? == bytes, "{} did not keep what was written", path.display());
+    Ok(())
+}
+
 /// Flips one to eight bits. Two flips of one bit would undo each other, so places differ.
-fn flip(bytes: &mut [u8], dice: &mut StdRng) -> String {
-    let count = dice.random_range(1..=8);
-    let places = rand::seq::index::sample(dice, bytes.len(), bytes.len().min(count));
-    let mut places = places.into_vec();
-    places.sort_unstable();
-    for place in &places {
+fn flip(bytes: &mut [u8], places: &Places, dice: &mut StdRng) -> String {
+    let chosen = places.draw(dice.random_range(1..=8), dice);
+    for place in &chosen {
         bytes[*place] ^= 1 << dice.random_range(0..8);
     }
-    format!("a bit each of the bytes {places:?}")
+    format!("a bit each of the bytes {chosen:?}")
+}
+
+/// A file cut in half is no JSON, wherever the bits of a flip might have fallen.
+fn halve_identities(data: &Path) -> Result<Damage> {
+    for name in IDENTITIES {
+        let path = data.join(name);
+        let bytes = fs_err::read(&path)?;
+        overwrite(&path, &bytes[..bytes.len() / 2])?;
+    }
+    let (path, detail) = (IDENTITIES[0].into(), format!("half of {}", IDENTITIES.join(" and of ")));
+    Ok(Damage { class: "identities", how: "truncate", path, detail, before: None })
+}
+
+/// A table of a database, as it is now.
+fn table(path: &Path) -> Result<Option<Table>> {
+    if path.extension().is_none_or(|ending| ending != "sst") {
+        return Ok(None);
+    }
+    Ok(Some(Table { inode: fs_err::metadata(path)?.ino(), bytes: fs_err::read(path)? }))
+}
+
+fn undo(data: &Path, damage: &Damage) -> Result<bool> {
+    let (Some(before), path) = (&damage.before, data.join(&damage.path)) else { return Ok(false) };
+    let is_same = std::fs::metadata(&path).is_ok_and(|about| about.ino() == before.inode);
+    if is_same {
+        overwrite(&path, &before.bytes)?;
+    }
+    Ok(is_same)
 }
 
 #[cfg(test)]
@@ -184,9 +403,20 @@ mod tests {
             ("log/OPTIONS-000007", None),
             ("state/group-3/db-1/000009.sst", Some("state-sst")),
             ("state/group-3/db-1/CURRENT", Some("state-current")),
+            ("state/group-3/staging-0/000009.sst", None),
+            ("state/destroyed-3/db-1/000009.sst", None),
+            ("damaged-log-1/000012.sst", None),
             ("floor", Some("floor")),
             ("identity.json", Some("identity")),
+            ("identity-copy.json", Some("identity")),
+            ("identity.json.new", None),
             ("checkpoints/x/000009.sst", Some("checkpoint")),
+            ("checkpoints/x/MANIFEST-000005", Some("checkpoint")),
+            ("checkpoints/x/OPTIONS-000007", None),
+            ("checkpoints/x/LOG", None),
+            ("checkpoints/x/IDENTITY", None),
+            ("checkpoints/x.confirmed", None),
+            ("index/shard-1-5-a/collection-2/segment-0/rows", Some("index")),
             ("lock", None),
         ];
         for (path, class) in paths {
@@ -195,17 +425,29 @@ mod tests {
     }
 
     #[test]
+    fn a_counter_is_found_by_its_whole_name() {
+        let exposed = "# HELP a_total x\na_total_more 7\na_total 3\n";
+        assert_eq!((counter(exposed, "a_total"), counter(exposed, "b")), (Some(3), None));
+    }
+
+    fn write(data: &Path, path: &str, bytes: &[u8]) {
+        let path = data.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    #[test]
     fn damage_changes_one_file_and_the_seed_says_which() {
         let outcome = |seed| {
             let folder = tempfile::tempdir().unwrap();
-            std::fs::create_dir(folder.path().join("log")).unwrap();
-            std::fs::write(folder.path().join("log/1.log"), [7; 9000]).unwrap();
-            std::fs::write(folder.path().join("floor"), [0; 100]).unwrap();
-            std::fs::write(folder.path().join("lock"), "").unwrap();
+            write(folder.path(), "log/1.log", &[7; 9000]);
+            write(folder.path(), "floor", &[&[9; 50][..], &[0; 50]].concat());
+            write(folder.path(), "lock", &[]);
             let damage = damage(folder.path(), None, &mut StdRng::seed_from_u64(seed)).unwrap().unwrap();
             let log = std::fs::read(folder.path().join("log/1.log")).ok();
             let floor = std::fs::read(folder.path().join("floor")).ok();
-            let changed = [log != Some(vec![7; 9000]), floor != Some(vec![0; 100])];
+            let floor_is_hurt = floor.as_ref().is_none_or(|floor| floor.len() < 50 || floor[..50] != [9; 50]);
+            let changed = [log != Some(vec![7; 9000]), floor_is_hurt];
             assert_eq!(changed.iter().filter(|changed| **changed).count(), 1, "{damage:?}");
             damage
         };
@@ -213,6 +455,83 @@ mod tests {
         assert!((0..40).map(outcome).eq(all.iter().cloned()));
         for how in ["flip", "zero", "truncate", "delete"] {
             assert!(all.iter().any(|damage| damage.how == how), "{how} never happens");
+        }
+    }
+
+    /// A state with a table, and a confirmed checkpoint of it with that table and one of its own.
+    fn checkpointed() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path();
+        write(data, "state/group-1/db-1/000009.sst", &[7; 900]);
+        write(data, "checkpoints/1-05-3/CURRENT", b"MANIFEST-000005\n");
+        write(data, "checkpoints/1-05-3/OPTIONS-000007", b"x");
+        write(data, "checkpoints/1-05-3/000008.sst", &[6; 900]);
+        write(data, "checkpoints/1-05-3.confirmed", &[]);
+        write(data, "checkpoints/1-05-4/CURRENT", b"MANIFEST-000006\n");
+        let table = data.join("state/group-1/db-1/000009.sst");
+        std::fs::hard_link(table, data.join("checkpoints/1-05-3/000009.sst")).unwrap();
+        folder
+    }
+
+    #[test]
+    fn what_a_checkpoint_shares_with_its_state_is_the_states() {
+        let folder = checkpointed();
+        let found = targets(folder.path()).unwrap();
+        let of = |class: &str| -> Vec<(String, Means)> {
+            let of_class = found.iter().filter(|(of, ..)| *of == class);
+            of_class.map(|(_, path, means)| (path.display().to_string(), *means)).collect()
+        };
+        let state = [
+            ("checkpoints/1-05-3/000009.sst".to_owned(), Means::InPlace),
+            ("state/group-1/db-1/000009.sst".to_owned(), Means::Any),
+        ];
+        assert_eq!(of("state-sst"), state);
+        let checkpoint = [
+            ("checkpoints/1-05-3/000008.sst".to_owned(), Means::Any),
+            ("checkpoints/1-05-3/000009.sst".to_owned(), Means::Delete),
+            ("checkpoints/1-05-3/CURRENT".to_owned(), Means::Any),
+        ];
+        assert_eq!(of("checkpoint"), checkpoint, "nothing of one that nobody confirmed");
+        for seed in 0..60 {
+            let folder = checkpointed();
+            let any = damage(folder.path(), None, &mut StdRng::seed_from_u64(seed)).unwrap().unwrap();
+            assert_ne!(any.class, "checkpoint", "only if it is asked for");
+            let folder = checkpointed();
+            damage(folder.path(), Some("checkpoint"), &mut StdRng::seed_from_u64(seed)).unwrap().unwrap();
+            let live = std::fs::read(folder.path().join("state/group-1/db-1/000009.sst")).unwrap();
+            assert_eq!(live, [7; 900], "damage to a checkpoint of its own leaves the state whole");
+        }
+    }
+
+    #[test]
+    fn damage_to_a_table_can_be_taken_back_while_the_table_is_there() {
+        let mut undone = 0;
+        for seed in 0..60 {
+            let folder = checkpointed();
+            let done = damage(folder.path(), Some("state-sst"), &mut StdRng::seed_from_u64(seed)).unwrap().unwrap();
+            let live = folder.path().join("state/group-1/db-1/000009.sst");
+            if undo(folder.path(), &done).unwrap() {
+                assert_eq!(std::fs::read(&live).unwrap(), [7; 900]);
+                undone += 1;
+                std::fs::remove_file(folder.path().join(&done.path)).unwrap();
+                assert!(!undo(folder.path(), &done).unwrap(), "what was compacted away does not come back");
+            } else {
+                assert_eq!(done.how, "delete");
+            }
+        }
+        assert!(undone > 20, "{undone}");
+    }
+
+    #[test]
+    fn a_node_without_both_copies_of_its_identity_is_no_node() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), "identity.json", b"{\"version\": 2}");
+        let dice = &mut StdRng::seed_from_u64(1);
+        assert_eq!(damage(folder.path(), Some("identities"), dice).unwrap(), None);
+        write(folder.path(), "identity-copy.json", b"{\"version\": 2}");
+        assert_eq!(damage(folder.path(), Some("identities"), dice).unwrap().unwrap().class, "identities");
+        for name in IDENTITIES {
+            assert_eq!(std::fs::read(folder.path().join(name)).unwrap(), b"{\"versi");
         }
     }
 }

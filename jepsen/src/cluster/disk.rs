@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
@@ -11,9 +12,12 @@ use parking_lot::Mutex;
 
 use super::tool;
 
-/// EXT4_IOC_SHUTDOWN with the flag that drops what the journal has not yet written: exactly what was not synced is lost.
-/// Perl is part of every Debian and Ubuntu, and calling ioctl from it needs no unsafe code here.
+/// EXT4_IOC_SHUTDOWN with the flag that drops what the journal has not yet written: exactly what was not synced is
+/// lost. Perl is part of every Debian and Ubuntu, and calling ioctl from it needs no unsafe code here.
 const CUT: &str = r#"open(my $f, "<", $ARGV[0]) or die "open: $!\n"; my $flag = pack("L", 2); ioctl($f, 0x8004587d, $flag) or die "ioctl: $!\n";"#;
+
+/// How long a disk that nobody needs any more may be busy.
+const RELEASED: Duration = Duration::from_secs(5);
 
 /// What a node's data is kept on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,8 +77,8 @@ impl Disk {
         self.state.lock().cut
     }
 
-    /// Cuts the power: from now on every write fails, and what was not synced is gone after [`Self::power_on`]. True if a
-    /// write was seen to fail.
+    /// Cuts the power: from now on every write fails, and what was not synced is gone after [`Self::power_on`]. True if
+    /// a write was seen to fail.
     pub(super) fn power_off(&self) -> Result<bool> {
         tool::run(&["perl".as_ref(), "-e".as_ref(), CUT.as_ref(), self.root.as_os_str()])?;
         self.state.lock().cut = true;
@@ -87,10 +91,26 @@ impl Disk {
         if self.image.is_none() {
             return Ok(());
         }
-        if std::mem::take(&mut self.state.lock().mounted) {
-            tool::run(&["umount".as_ref(), self.root.as_os_str()])?;
-        }
+        self.unmount()?;
         self.mount()
+    }
+
+    /// A disk that is still in use is still mounted, and must not be mounted once more on top of itself. Who looked at
+    /// it a moment ago, such as the kernel on behalf of a process that has just ended, lets go of it soon.
+    fn unmount(&self) -> Result<()> {
+        if !self.state.lock().mounted {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        loop {
+            match tool::run(&["umount".as_ref(), self.root.as_os_str()]) {
+                Ok(_) => break,
+                Err(error) if !error.to_string().contains("busy") || begun.elapsed() > RELEASED => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            }
+        }
+        self.state.lock().mounted = false;
+        Ok(())
     }
 
     fn mount(&self) -> Result<()> {
@@ -167,5 +187,36 @@ impl Disk {
             Some(image) => Ok(fs_err::remove_file(image)?),
             None => Ok(fs_err::remove_dir_all(&self.root)?),
         }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+mod tests {
+    use super::*;
+
+    /// The file systems that are mounted at a place: one on top of the other if it was mounted twice.
+    fn mounted_at(path: &Path) -> usize {
+        let table = std::fs::read_to_string("/proc/mounts").unwrap();
+        table.lines().filter(|line| line.split(' ').nth(1) == path.to_str()).count()
+    }
+
+    #[test]
+    fn a_disk_that_is_in_use_is_never_mounted_twice() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let mount = folder.path().join("mount");
+        let disk = Disk::make(DiskKind::Loop { mib: 16 }, folder.path(), mount.clone()).unwrap();
+        let held = File::create(mount.join("held")).unwrap();
+        let refused = disk.power_on().unwrap_err();
+        assert!(refused.to_string().contains("busy"), "{refused}");
+        assert_eq!(mounted_at(&mount), 1);
+        drop(held);
+        disk.power_on().unwrap();
+        assert_eq!(mounted_at(&mount), 1, "and the next try finds it as it is");
+        disk.unmount().unwrap();
+        assert_eq!(mounted_at(&mount), 0);
     }
 }

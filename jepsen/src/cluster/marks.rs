@@ -46,6 +46,11 @@ impl Marks {
         Some(Hold { marks: self.clone(), held: wanted.to_vec() })
     }
 
+    /// Whether anything but `own` is held now.
+    pub fn others(&self, own: &[Mark]) -> bool {
+        self.held.lock().iter().any(|mark| !own.contains(mark))
+    }
+
     /// Whether somebody holds it now.
     pub fn is_held(&self, mark: Mark) -> bool {
         self.held.lock().contains(&mark)
@@ -78,6 +83,8 @@ mod tests {
         let first = marks.take(&[Mark::Node(0), Mark::Links]).expect("nobody holds anything");
         assert!(marks.take(&[Mark::Node(1), Mark::Links]).is_none());
         assert!(!marks.is_held(Mark::Node(1)), "a refused request keeps nothing");
+        assert!(marks.others(&[Mark::Links]));
+        assert!(!marks.others(&[Mark::Links, Mark::Node(0)]));
         drop(first);
         assert!(marks.take(&[Mark::Node(1), Mark::Links]).is_some());
     }

@@ -52,6 +52,8 @@ impl Cluster {
         let client = Client::connect(others.iter().map(|other| self.endpoint(*other)))?;
         let node = self.node(number);
         let again = node.change.lock().replace(Change::Leave { allow_fewer_replicas }).is_some();
+        // It ends by itself when it learns that it was removed.
+        self.may_end(number);
         match client.cluster_leave(&id, allow_fewer_replicas).await {
             Ok(()) => {}
             // An earlier try did it.
@@ -59,6 +61,7 @@ impl Cluster {
             Err(error) => {
                 if matches!(error, Error::Refused(_)) && !again {
                     *node.change.lock() = None;
+                    self.lives_on(number);
                 }
                 return Err(error).with_context(|| format!("node {number} ({id}) leaves"));
             }

@@ -47,7 +47,8 @@ pub use links::{Cut, Refusal};
 pub use marks::{Hold, Mark, Marks};
 use packets::Disturber;
 pub use packets::{Disturbance, Disturbed};
-use process::Process;
+pub use process::NodeFailed;
+use process::{Deaths, Process, Witness};
 use run::Run;
 pub use run::clean;
 use trace::Trace;
@@ -60,6 +61,8 @@ const HTTP_PORT: u16 = 7703;
 const GONE: Duration = Duration::from_secs(20);
 /// How long a node may take to hand over and stop after SIGTERM.
 const STOPPED: Duration = Duration::from_secs(60);
+/// How long a node may take to its end over a fault that is over.
+const ENDS: Duration = Duration::from_secs(10);
 /// How long a cluster may take to be healthy at first.
 const FORMED: Duration = Duration::from_secs(60);
 
@@ -70,11 +73,13 @@ pub struct ClusterConfig {
     pub nodes: usize,
     /// The program. It is copied into the run's directory, so that a rebuild does not change a run.
     pub binary: PathBuf,
+    /// The program that can end at a failpoint, if there is one.
+    pub failpoints: Option<PathBuf>,
     /// The run's directory: logs, images of disks.
     pub directory: PathBuf,
     /// What data is kept on.
     pub disk: DiskKind,
-    /// A planted bug, told to the nodes as QUORATE_PLANTED.
+    /// Planted bugs, separated by commas, told to the nodes as QUORATE_PLANTED; `name@N` is one of node N alone.
     pub planted: Option<String>,
     /// Whether clocks can be moved. It costs each look at the clock a read of a file.
     pub faketime: bool,
@@ -87,9 +92,26 @@ pub struct ClusterConfig {
 pub struct Cluster {
     config: ClusterConfig,
     binary: PathBuf,
+    failpoints: Option<PathBuf>,
     run: Run,
     nodes: RwLock<Vec<Arc<Node>>>,
     marks: Marks,
+    deaths: Deaths,
+}
+
+/// What came of ending all faults, where all that the harness does worked.
+#[derive(Debug, Default)]
+pub struct Healing {
+    /// Who does not start or does not join, or whom the cluster does not let go: a sentence each.
+    pub refused: Vec<String>,
+    /// Damaged nodes that refused to start and were replaced by hand, and what they said.
+    pub replaced: Vec<(usize, String)>,
+}
+
+/// Whether a failure is that of nodes, which did not start or did not do what they were asked for, and not that of the machine or
+/// the harness.
+pub fn is_of_nodes(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.is::<NodeFailed>() || cause.is::<quorate_client::Error>())
 }
 
 /// A place for a node: namespace, disk, clock, and the process when there is one.
@@ -104,6 +126,8 @@ struct Node {
     change: Mutex<Option<members::Change>>,
     /// Whether its files were damaged since it was last seen to be whole.
     damaged: Mutex<bool>,
+    /// Whether they ever were.
+    ever_damaged: Mutex<bool>,
     node_id: Mutex<Option<String>>,
     process: Mutex<Option<Arc<Process>>>,
     /// One start at a time.
@@ -125,9 +149,14 @@ impl Cluster {
         ensure!(!directory.join("node-0").exists(), "{} has a run in it: name an empty directory", directory.display());
         let binary = directory.join("quorate");
         fs_err::copy(&config.binary, &binary)?;
-        let run = Run::reserve()?;
+        let failpoints = config.failpoints.as_ref().map(|_| directory.join("quorate-planted"));
+        if let (Some(from), Some(to)) = (&config.failpoints, &failpoints) {
+            fs_err::copy(from, to)?;
+        }
+        let run = Run::reserve(&directory)?;
         let config = ClusterConfig { directory, ..config };
-        let cluster = Cluster { config, binary, run, nodes: RwLock::default(), marks: Marks::default() };
+        let (nodes, marks, deaths) = (RwLock::default(), Marks::default(), Deaths::default());
+        let cluster = Cluster { config, binary, failpoints, run, nodes, marks, deaths };
         let bridge = run.bridge();
         tool::run_async(&["ip", "link", "add", &bridge, "type", "bridge"]).await?;
         tool::run_async(&["ip", "addr", "add", &format!("{}/24", run.address(254)), "dev", &bridge]).await?;
@@ -170,6 +199,7 @@ impl Cluster {
             member: Mutex::new(false),
             change: Mutex::new(None),
             damaged: Mutex::new(false),
+            ever_damaged: Mutex::new(false),
             node_id: Mutex::new(None),
             process: Mutex::new(None),
             starting: tokio::sync::Mutex::new(()),
@@ -240,6 +270,12 @@ impl Cluster {
         self.node(node).disk.data()
     }
 
+    /// Whether it has a planted bug that the others have not.
+    fn has_bug_of_its_own(&self, node: usize) -> bool {
+        let planted = self.config.planted.as_deref().unwrap_or_default();
+        planted.split(',').any(|bug| bug.split_once('@').is_some_and(|(_, number)| number.parse() == Ok(node)))
+    }
+
     /// What it logs, over all its starts.
     pub fn log_path(&self, node: usize) -> PathBuf {
         self.node(node).directory.join("log")
@@ -269,6 +305,25 @@ impl Cluster {
     /// # Errors
     /// If it runs, ends before it serves (with the last line of its log), or is not ready in time.
     pub async fn start_node(&self, number: usize) -> Result<()> {
+        self.start_program(number, &self.binary, None).await
+    }
+
+    /// Whether nodes can be started so that they end at a failpoint.
+    pub fn has_failpoints(&self) -> bool {
+        self.failpoints.is_some()
+    }
+
+    /// Starts a node as [`Cluster::start_node`], which ends by itself at a failpoint: its name, and after a colon how often
+    /// it is passed before.
+    ///
+    /// # Errors
+    /// As there; one that passes the failpoint before it serves ends before it serves.
+    pub async fn start_ending(&self, number: usize, failpoint: &str) -> Result<()> {
+        let program = self.failpoints.as_ref().context("there is no program that can end at a failpoint")?;
+        self.start_program(number, program, Some(failpoint)).await
+    }
+
+    async fn start_program(&self, number: usize, program: &Path, failpoint: Option<&str>) -> Result<()> {
         let node = self.node(number);
         let _one = node.starting.lock().await;
         ensure!(!self.is_running(number), "node {number} runs already");
@@ -276,7 +331,12 @@ impl Cluster {
         let enter = self.enter(number);
         let label = format!("node-{number}");
         let mut command = Command::new(&enter[0]);
-        command.args([enter[1].as_str(), "--"]).arg(&self.binary);
+        command.args([enter[1].as_str(), "--"]);
+        if failpoint.is_some() {
+            // It ends by a signal, as a crash does, and nobody wants hundreds of cores.
+            command.args(["prlimit", "--core=0"]);
+        }
+        command.arg(program);
         command
             .args(["node", "start", "-o", "json", "--stop-with-stdin", "--label", &label, "--data-dir"])
             .arg(node.disk.data());
@@ -288,13 +348,21 @@ impl Cluster {
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("QUORATE_")) {
             command.env_remove(name);
         }
-        if let Some(bug) = &self.config.planted {
-            command.env("QUORATE_PLANTED", bug);
+        if let Some(bugs) = self.config.planted.as_deref().and_then(|bugs| bugs_of(bugs, number)) {
+            command.env("QUORATE_PLANTED", bugs);
+        }
+        if let Some(failpoint) = failpoint {
+            command.env("QUORATE_FAILPOINT", failpoint);
         }
         if let Some(clock) = &node.clock {
             clock.put_under(&mut command);
         }
-        let process = Process::start(command, &label, &node.directory.join("log")).await?;
+        // One that was damaged ends where it finds that it cannot go on, and is started again.
+        let damaged = Arc::downgrade(&node);
+        let excused = move || damaged.upgrade().is_some_and(|node| *node.damaged.lock());
+        let witness = Witness::new(&label, node.directory.join("log"), &self.deaths, excused);
+        let witness = if failpoint.is_some() { witness.of_one_that_ends() } else { witness };
+        let process = Process::start(command, witness).await?;
         *node.node_id.lock() = Some(process.node_id.clone());
         *node.process.lock() = Some(Arc::new(process));
         Ok(())
@@ -321,11 +389,31 @@ impl Cluster {
 
     async fn end(&self, node: usize, signal: Signal, limit: Duration) -> Result<Option<ExitStatus>> {
         let Some(process) = self.process(node) else { return Ok(None) };
+        process.may_end();
         process.signal(signal);
         match process.wait(limit).await {
             Some(status) => Ok(Some(status)),
             None => bail!("node {node} (process {}) is still there {limit:?} after {signal}", process.pid),
         }
+    }
+
+    /// Something is done to a node over which it may end.
+    fn may_end(&self, node: usize) {
+        if let Some(process) = self.process(node) {
+            process.may_end();
+        }
+    }
+
+    /// What was done to a node is over: if it ends later, it ends by itself.
+    fn lives_on(&self, node: usize) {
+        if let Some(process) = self.process(node) {
+            process.may_end_for(ENDS);
+        }
+    }
+
+    /// The nodes that ended although nothing was done to them that ends one: a sentence each, with what they said last.
+    pub fn ended_by_themselves(&self) -> Vec<String> {
+        self.deaths.all()
     }
 
     /// How the node's process ended, if it ends by itself in time or did before.
@@ -373,6 +461,7 @@ impl Cluster {
             ensure!(node.disk.has_power_switch(), "a folder's power cannot be cut: start the cluster with loop disks");
             Ok(tokio::task::spawn_blocking(move || node.disk.power_off()))
         });
+        nodes.iter().for_each(|node| self.may_end(*node));
         let cut: Vec<_> = cut.collect::<Result<_>>()?;
         let mut seen = Vec::new();
         for (node, cut) in nodes.iter().zip(cut) {
@@ -388,7 +477,8 @@ impl Cluster {
         self.start_node(node).await
     }
 
-    async fn mount_again(&self, number: usize) -> Result<()> {
+    /// Mounts a node's disk again after a power cut. That it cannot be mounted is a fault of this machine, not of the node.
+    pub(crate) async fn mount_again(&self, number: usize) -> Result<()> {
         let node = self.node(number);
         let mounted = tokio::task::spawn_blocking(move || node.disk.power_on()).await?;
         mounted.with_context(|| format!("switching node {number} on"))
@@ -396,26 +486,32 @@ impl Cluster {
 
     /// Stalls a node's disk until [`Cluster::thaw`]. True if it was seen to be stalled.
     pub async fn freeze(&self, node: usize) -> Result<bool> {
-        let node = self.node(node);
-        ensure!(node.disk.has_power_switch(), "a folder's disk cannot be stalled: start the cluster with loop disks");
-        tokio::task::spawn_blocking(move || node.disk.freeze()).await?
+        let place = self.node(node);
+        ensure!(place.disk.has_power_switch(), "a folder's disk cannot be stalled: start the cluster with loop disks");
+        self.may_end(node);
+        tokio::task::spawn_blocking(move || place.disk.freeze()).await?
     }
 
     /// Lets a stalled disk go on. Does nothing if it is not stalled.
     pub async fn thaw(&self, node: usize) -> Result<()> {
-        let node = self.node(node);
-        tokio::task::spawn_blocking(move || node.disk.thaw()).await?
+        let place = self.node(node);
+        let thawed = tokio::task::spawn_blocking(move || place.disk.thaw()).await?;
+        self.lives_on(node);
+        thawed
     }
 
     /// Fills a node's disk to the last block, also what became free since the last call. True if a write was seen to fail.
     pub async fn fill_disk(&self, node: usize) -> Result<bool> {
-        let node = self.node(node);
-        tokio::task::spawn_blocking(move || node.disk.fill()).await?
+        let place = self.node(node);
+        self.may_end(node);
+        tokio::task::spawn_blocking(move || place.disk.fill()).await?
     }
 
     /// Gives the room back that [`Cluster::fill_disk`] took.
     pub fn free_disk(&self, node: usize) -> Result<()> {
-        self.node(node).disk.free()
+        let freed = self.node(node).disk.free();
+        self.lives_on(node);
+        freed
     }
 
     /// Whether a node's clock can be moved.
@@ -453,43 +549,55 @@ impl Cluster {
     /// replaces one that refuses the disk that we damaged; finishes changes of the members.
     ///
     /// # Errors
-    /// The first thing that did not work, after everything was tried. A member that refuses to start is one.
-    pub async fn heal(&self) -> Result<()> {
-        let mut results = vec![self.open_all_links().await];
+    /// The first thing of the harness that did not work, after everything was tried. What nodes do not do is no error but in
+    /// what is returned.
+    pub async fn heal(&self) -> Result<Healing> {
+        let mut tools = vec![self.open_all_links().await];
         for node in 0..self.size() {
-            results.push(self.detach(node).await);
-            results.push(self.thaw(node).await);
-            results.push(self.free_disk(node));
-            results.push(self.let_pass(node).await);
+            tools.push(self.detach(node).await);
+            tools.push(self.thaw(node).await);
+            tools.push(self.free_disk(node));
+            tools.push(self.let_pass(node).await);
             if self.has_clock(node) {
-                results.push(self.set_clock(node, 0));
+                tools.push(self.set_clock(node, 0));
             }
             self.resume(node);
         }
+        let mut healing = Healing::default();
+        let mut sort = |what: &str, done: Result<()>, refused: &mut Vec<String>| match done {
+            Err(error) if is_of_nodes(&error) => refused.push(format!("{what} after all faults had ended: {error:#}")),
+            other => tools.push(other),
+        };
+        let mut damaged = Vec::new();
+        for (node, started) in self.start_all_down().await {
+            match started {
+                Err(refusal) if is_of_nodes(&refusal) && *self.node(node).damaged.lock() => {
+                    damaged.push((node, format!("{refusal:#}")));
+                }
+                // It may have been removed already, and then rightly does not start.
+                Err(_) if self.is_leaving(node) => {}
+                started => sort(&format!("node {node} does not start"), started, &mut healing.refused),
+            }
+        }
+        // It takes the others to replace one.
+        for (node, refusal) in damaged {
+            healing.replaced.push((node, refusal));
+            sort(&format!("node {node} is not replaced"), self.replace(node).await, &mut healing.refused);
+        }
+        sort("a change of the members does not end", self.finish_changes().await, &mut healing.refused);
+        tools.into_iter().collect::<Result<()>>().map(|()| healing)
+    }
+
+    async fn start_all_down(&self) -> Vec<(usize, Result<()>)> {
         let down = self.members().into_iter().filter(|node| !self.is_running(*node));
         let start = |number: usize| async move {
-            let node = self.node(number);
-            let started = match node.disk.is_cut() {
+            let started = match self.node(number).disk.is_cut() {
                 true => self.power_on(number).await,
                 false => self.start_node(number).await,
             };
             (number, started)
         };
-        let mut refused = Vec::new();
-        for (node, started) in join_all(down.map(start)).await {
-            match started {
-                Err(_) if *self.node(node).damaged.lock() => refused.push(node),
-                // It may have been removed already, and then rightly does not start.
-                Err(_) if self.is_leaving(node) => {}
-                started => results.push(started),
-            }
-        }
-        // It takes the others to replace one.
-        for node in refused {
-            results.push(self.replace(node).await);
-        }
-        results.push(self.finish_changes().await);
-        results.into_iter().collect()
+        join_all(down.map(start)).await
     }
 
     /// Ends the run: no process, mount, namespace, image or copy of the program is left, only the logs.
@@ -509,8 +617,19 @@ impl Cluster {
         for node in self.nodes.write().drain(..) {
             node.disk.remove()?;
         }
-        remove_if_there(&self.binary)
+        remove_if_there(&self.binary)?;
+        self.failpoints.as_deref().map_or(Ok(()), remove_if_there)
     }
+}
+
+/// Of the bugs that are planted those that a node has.
+fn bugs_of(planted: &str, node: usize) -> Option<String> {
+    let of_node = |bug: &str| match bug.split_once('@') {
+        Some((name, number)) => (number.parse() == Ok(node)).then(|| name.to_owned()),
+        None => Some(bug.to_owned()),
+    };
+    let bugs: Vec<String> = planted.split(',').filter_map(of_node).collect();
+    (!bugs.is_empty()).then(|| bugs.join(","))
 }
 
 fn remove_if_there(path: &Path) -> Result<()> {
@@ -528,5 +647,17 @@ impl Drop for Cluster {
         if let Err(error) = self.run.sweep().and_then(|_| self.remove_files()) {
             tracing::warn!(%error, "a run is not wholly removed; `quorate-jepsen clean` tries again");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bug_of_one_node_is_not_one_of_the_others() {
+        assert_eq!(bugs_of("convicting-leader,unwritten-row@0", 0).as_deref(), Some("convicting-leader,unwritten-row"));
+        assert_eq!(bugs_of("convicting-leader,unwritten-row@0", 1).as_deref(), Some("convicting-leader"));
+        assert_eq!(bugs_of("unwritten-row@0", 1), None);
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! Run 17 has the folder `/run/quorate-jepsen/17`, the bridge `qj17`, the subnet 198.18.17.0/24 (from the block that is
 //! reserved for benchmarks) and, for its node 0, the network namespace `qj17n0`, the interface of the same name and the
-//! mount `/run/quorate-jepsen/17/disk-0`. The folder is made whole under another name and renamed into place: that is how
-//! two harnesses never take one number, and how [`clean`] always finds an owner in it.
+//! mount `/run/quorate-jepsen/17/disk-0`. The folder is made whole under another name and renamed into place: that is
+//! how two harnesses never take one number, and how [`clean`] always finds an owner in it. Numbers are taken and
+//! cleaned under one lock, so that nobody cleans what another has just taken.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,7 +20,12 @@ use serde::{Deserialize, Serialize};
 use super::tool;
 
 const ROOT: &str = "/run/quorate-jepsen";
+const LOCK: &str = "lock";
 const PREFIX: &str = "qj";
+/// What a run copies into its directory, and removes at its end.
+const COPIES: [&str; 2] = ["quorate", "quorate-planted"];
+/// What a node keeps in its folder there, and what goes with the run.
+const DISKS: [&str; 2] = ["disk.img", "disk"];
 const RUNS: u32 = 512;
 /// How long killed processes may take to be gone.
 const GONE: Duration = Duration::from_secs(20);
@@ -28,6 +35,9 @@ const GONE: Duration = Duration::from_secs(20);
 struct Owner {
     pid: u32,
     started: String,
+    /// Where the run's files are.
+    #[serde(default)]
+    directory: Option<PathBuf>,
 }
 
 /// A run's number and the names that follow from it.
@@ -37,11 +47,12 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// Takes a free number for this process.
-    pub(super) fn reserve() -> Result<Run> {
+    /// Takes a free number for this process, and a run whose files are in `directory`.
+    pub(super) fn reserve(directory: &Path) -> Result<Run> {
         let pid = std::process::id();
-        let owner = Owner { pid, started: start_time(pid).context("/proc says when this process began")? };
-        fs_err::create_dir_all(ROOT)?;
+        let started = start_time(pid).context("/proc says when this process began")?;
+        let owner = Owner { pid, started, directory: Some(directory.to_owned()) };
+        let _one_at_a_time = lock()?;
         let made = tempfile::Builder::new().prefix(".new-").tempdir_in(ROOT)?;
         fs_err::write(made.path().join("owner"), serde_json::to_vec(&owner)?)?;
         for step in 0..RUNS {
@@ -78,8 +89,8 @@ impl Run {
         self.address(u8::try_from(node + 1).expect("fewer than 200 nodes"))
     }
 
-    /// Ends all processes of the run and removes its mounts, namespaces, bridge and folder. Says what was there. Goes on
-    /// after a failure, and reports the first one.
+    /// Ends all processes of the run and removes its mounts, namespaces, bridge and folder. Says what was there. Goes
+    /// on after a failure, and reports the first one.
     pub(super) fn sweep(self) -> Result<Vec<String>> {
         let mut said = Vec::new();
         let mut first = None;
@@ -127,19 +138,32 @@ impl Run {
         Ok(namespaces()?.into_iter().filter(|name| name.starts_with(&start)).collect())
     }
 
-    fn is_owned(self) -> bool {
-        let owner: Option<Owner> =
-            std::fs::read(self.folder().join("owner")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        owner.is_some_and(|owner| start_time(owner.pid).is_some_and(|started| started == owner.started))
+    fn owner(self) -> Option<Owner> {
+        std::fs::read(self.folder().join("owner")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok())
     }
 }
 
-/// Removes what runs left behind whose harness is gone; with `force` also those whose harness still lives. Says what was
-/// removed, a line each.
+impl Owner {
+    fn lives(&self) -> bool {
+        start_time(self.pid).is_some_and(|started| started == self.started)
+    }
+}
+
+/// Nobody takes a number or cleans up while this is held.
+fn lock() -> Result<File> {
+    fs_err::create_dir_all(ROOT)?;
+    let file = fs_err::OpenOptions::new().create(true).append(true).open(Path::new(ROOT).join(LOCK))?.into_parts().0;
+    file.lock().context("waiting for another harness to take a number or to clean up")?;
+    Ok(file)
+}
+
+/// Removes what runs left behind whose harness is gone, the images of their disks and their copies of programs too;
+/// with `force` also those whose harness still lives. Says what was removed, a line each.
 ///
 /// # Errors
 /// If something cannot be removed, e.g. for want of root.
 pub fn clean(force: bool) -> Result<Vec<String>> {
+    let _one_at_a_time = lock()?;
     let mut numbers = BTreeSet::new();
     if let Ok(entries) = std::fs::read_dir(ROOT) {
         for entry in entries {
@@ -151,11 +175,35 @@ pub fn clean(force: bool) -> Result<Vec<String>> {
             name.strip_prefix(PREFIX).unwrap_or_default().chars().take_while(char::is_ascii_digit).collect();
         numbers.extend(digits.parse::<u32>().ok());
     }
+    let runs = numbers.into_iter().filter(|number| *number < RUNS).map(|number| Run { number });
+    let (living, dead): (Vec<_>, Vec<_>) =
+        runs.map(|run| (run, run.owner())).partition(|(_, owner)| !force && owner.as_ref().is_some_and(Owner::lives));
+    let used: Vec<PathBuf> = living.into_iter().filter_map(|(_, owner)| owner?.directory).collect();
     let mut said = Vec::new();
-    for run in numbers.into_iter().filter(|number| *number < RUNS).map(|number| Run { number }) {
-        if force || !run.is_owned() {
-            said.extend(run.sweep()?);
+    for (run, owner) in dead {
+        said.extend(run.sweep()?);
+        // A directory may have been named again for another run.
+        if let Some(directory) = owner.and_then(|owner| owner.directory).filter(|directory| !used.contains(directory)) {
+            said.extend(remove_bulk(&directory)?);
         }
+    }
+    Ok(said)
+}
+
+/// Removes what is large from the directory of a run that was killed: its logs and what was recorded stay.
+fn remove_bulk(directory: &Path) -> Result<Vec<String>> {
+    let mut bulk: Vec<PathBuf> = COPIES.iter().map(|name| directory.join(name)).collect();
+    let nodes = std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_node = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("node-"));
+    bulk.extend(nodes.filter(is_node).flat_map(|node| DISKS.map(|name| node.join(name))));
+    let mut said = Vec::new();
+    for path in bulk.into_iter().filter(|path| path.exists()) {
+        if path.is_dir() {
+            fs_err::remove_dir_all(&path)?
+        } else {
+            fs_err::remove_file(&path)?
+        }
+        said.push(path.display().to_string());
     }
     Ok(said)
 }
@@ -213,4 +261,47 @@ fn start_time(pid: u32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // Field 22, counted from the name in brackets, which may itself contain anything.
     stat.rsplit(')').next()?.split_whitespace().nth(19).map(str::to_owned)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_killed_run_only_what_was_recorded_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |path: &str| {
+            let path = folder.path().join(path);
+            fs_err::create_dir_all(path.parent().unwrap()).unwrap();
+            fs_err::write(&path, "x").unwrap();
+            path
+        };
+        let gone = [file("quorate"), file("quorate-planted"), file("node-0/disk.img"), file("node-1/disk/data/floor")];
+        let stay = [file("history.jsonl"), file("node-0/log"), file("node-1/log"), file("other/disk.img")];
+        assert_eq!(remove_bulk(folder.path()).unwrap().len(), gone.len());
+        assert!(gone.iter().all(|path| !path.exists()) && stay.iter().all(|path| path.exists()));
+        assert_eq!(remove_bulk(&folder.path().join("nothing")).unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_a_dead_harness_left_is_removed_and_what_a_living_one_has_is_not() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (mine, other) = (folder.path().join("mine"), folder.path().join("other"));
+        for directory in [&mine, &other] {
+            fs_err::create_dir_all(directory).unwrap();
+            fs_err::write(directory.join("quorate"), "x").unwrap();
+        }
+        let (living, dead) = (Run::reserve(&mine).unwrap(), Run::reserve(&other).unwrap());
+        let owner = Owner { pid: std::process::id(), started: "0".into(), directory: Some(other.clone()) };
+        fs_err::write(dead.folder().join("owner"), serde_json::to_vec(&owner).unwrap()).unwrap();
+        clean(false).unwrap();
+        assert!(living.folder().exists() && mine.join("quorate").exists());
+        assert!(!dead.folder().exists() && !other.join("quorate").exists());
+        living.sweep().unwrap();
+        assert!(!living.folder().exists());
+    }
 }

@@ -16,7 +16,7 @@ pub(super) fn search_path() -> OsString {
 /// Runs a program to its end and gives what it printed.
 pub(super) fn run<W: AsRef<OsStr>>(words: &[W]) -> Result<String> {
     let mut command = Command::new(words[0].as_ref());
-    command.args(&words[1..]).env("PATH", search_path()).stdin(Stdio::null());
+    command.args(&words[1..]).env("PATH", search_path()).env("LC_ALL", "C").stdin(Stdio::null());
     let output = command.output().with_context(|| format!("running {}", shown(words)))?;
     printed(words, &output)
 }
@@ -29,7 +29,7 @@ pub(super) async fn run_async<W: AsRef<OsStr>>(words: &[W]) -> Result<String> {
 /// As [`run_async`], with a text on the program's standard input.
 pub(super) async fn run_with_input<W: AsRef<OsStr>>(words: &[W], input: &str) -> Result<String> {
     let mut command = tokio::process::Command::new(words[0].as_ref());
-    command.args(&words[1..]).env("PATH", search_path()).kill_on_drop(true);
+    command.args(&words[1..]).env("PATH", search_path()).env("LC_ALL", "C").kill_on_drop(true);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("running {}", shown(words)))?;
     let mut pipe = child.stdin.take().context("a piped standard input")?;

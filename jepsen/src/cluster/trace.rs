@@ -29,6 +29,10 @@ impl Cluster {
     /// Every system call of the node is slower meanwhile.
     pub async fn attach(&self, node: usize, inject: &str) -> Result<()> {
         let pid = self.pid(node).with_context(|| format!("node {node} does not run"))?;
+        if inject.starts_with("error=") {
+            // A node ends over a sync that failed; over one that is slow it has no reason to.
+            self.may_end(node);
+        }
         let output = self.directory_of(node).join("strace");
         let enter = self.enter(node);
         let mut command = Command::new(&enter[0]);
@@ -76,6 +80,7 @@ impl Cluster {
         if tokio::time::timeout(DETACHED, child.wait()).await.is_err() {
             child.kill().await.context("ending strace")?;
         }
+        self.lives_on(node);
         Ok(())
     }
 }

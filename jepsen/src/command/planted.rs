@@ -1,10 +1,12 @@
 //! `quorate-jepsen planted`: bugs that are put in on purpose must be caught, or the checkers prove nothing.
 //!
-//! A bug is chosen by its name in `QUORATE_PLANTED`, which a build with the feature `planted` reads; no release has it. Each
-//! is hunted by the workload and the nemesis that should bring it to light, with new seeds, until a run shows a violation
-//! or its runs are used up. Bugs of the client are in this program: they need it to be built with that feature too.
+//! A bug is chosen by its name in `QUORATE_PLANTED`, which builds with the feature `planted` read; no release has it.
+//! Each is hunted by the workload and the nemesis that should bring it to light, with new seeds, until a run shows a
+//! violation that only this bug explains or its runs are used up. It explains a violation if the checker that spoke is
+//! one of those that must find it, and if the same seed is valid without the bug: with the programs that have none.
+//! Bugs of the client are in the harness, so they are hunted by `quorate-jepsen-planted`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -17,6 +19,10 @@ use tokio_util::sync::CancellationToken;
 use super::piece::Piece;
 use super::{BROKEN, Format, Usage, VOID, any_seed, beside, table};
 use crate::check::Outcome;
+use crate::run::RunReport;
+
+/// The program that has the bugs of the client.
+const HARNESS: &str = "quorate-jepsen-planted";
 
 /// A planted bug and what must catch it.
 #[derive(Debug)]
@@ -24,6 +30,14 @@ pub(super) struct Bug {
     pub(super) name: &'static str,
     workload: &'static str,
     nemeses: &'static [&'static str],
+    /// Who must speak: see [`speaker`].
+    by: &'static [&'static str],
+    /// What one node has beside the bug, and without it as well: something for the bug to make the worst of.
+    beside: Option<&'static str>,
+    /// Further arguments of the nodes.
+    node: &'static [&'static str],
+    /// How long a fault lasts, and the calm after it, if not as usual.
+    pace: Option<(&'static str, &'static str)>,
     /// Seconds of faults in one run.
     seconds: f64,
     /// Operations a second.
@@ -32,55 +46,130 @@ pub(super) struct Bug {
     client: bool,
 }
 
-const fn bug(name: &'static str, workload: &'static str, nemeses: &'static [&'static str]) -> Bug {
-    Bug { name, workload, nemeses, seconds: 40.0, rate: 150.0, client: false }
+const fn bug(
+    name: &'static str,
+    workload: &'static str,
+    nemeses: &'static [&'static str],
+    by: &'static [&'static str],
+) -> Bug {
+    Bug { name, workload, nemeses, by, beside: None, node: &[], pace: None, seconds: 40.0, rate: 150.0, client: false }
 }
 
-const fn client_bug(name: &'static str, workload: &'static str, nemeses: &'static [&'static str]) -> Bug {
-    Bug { client: true, ..bug(name, workload, nemeses) }
+const fn client_bug(
+    name: &'static str,
+    workload: &'static str,
+    nemeses: &'static [&'static str],
+    by: &'static [&'static str],
+) -> Bug {
+    Bug { client: true, ..bug(name, workload, nemeses, by) }
 }
 
-/// Many writes, so that logs are purged and snapshots taken.
+/// Faults that last for so many seconds, and little calm between them.
+const fn lasting(fault: &'static str, bug: Bug) -> Bug {
+    Bug { pace: Some((fault, "0.5..1.5")), ..bug }
+}
+
+/// As many writes as clients that wait for their answers can make.
 const fn busy(bug: Bug) -> Bug {
     Bug { rate: 800.0, seconds: 60.0, ..bug }
 }
 
+/// The same with logs so small that they are purged, and snapshots taken, every few seconds.
+const fn purged(bug: Bug) -> Bug {
+    Bug { node: &["--snapshot-log-bytes", "65536", "--purge-tail", "20"], ..busy(bug) }
+}
+
 /// The planted bugs that matter for real processes.
 pub(super) const BUGS: &[Bug] = &[
-    busy(bug("unsynced-log", "register", &["power-cut-all"])),
-    busy(bug("acknowledge-before-flush", "register", &["power-cut-all"])),
-    busy(bug("purge-ahead", "register", &["kill-all"])),
-    busy(bug("reused-replica", "register", &["corruption"])),
-    busy(bug("convicting-leader", "mixed", &["corruption"])),
-    bug("cut-off-renewals", "lease", &["isolate-leader"]),
-    bug("late-close", "lease", &["none"]),
-    bug("stale-token", "lease", &["none"]),
-    bug("silent-expiry", "lease", &["kill-leader"]),
-    bug("kept-attempts", "lease", &["none"]),
-    bug("stale-read", "register", &["isolate-leader"]),
-    bug("early-read", "register", &["delay"]),
-    bug("unversioned-put", "register", &["none"]),
-    bug("minority-commit", "register", &["isolate-leader", "kill"]),
-    bug("early-acknowledge", "queue", &["isolate-leader"]),
-    bug("early-grant", "queue", &["isolate-leader"]),
-    bug("shared-token", "queue", &["kill"]),
-    bug("double-completion", "queue", &["kill"]),
-    bug("lost-child", "queue", &["none"]),
-    bug("lost-retry", "queue", &["kill-all"]),
-    bug("forgotten-requests", "requests", &["kill-all"]),
-    bug("jumping-clock", "requests", &["clock-jump"]),
-    bug("lost-point", "search", &["kill-all"]),
-    bug("half-snapshot", "membership", &["replace"]),
-    client_bug("fresh-request-id", "queue", &["kill-leader"]),
-    client_bug("failed-on-timeout", "register", &["pause-leader"]),
-    client_bug("late-surrender", "lease", &["pause-leader"]),
+    busy(bug("unsynced-log", "register", &["power-cut-all"], &["registers", "quarantine"])),
+    busy(bug("acknowledge-before-flush", "register", &["power-cut-all"], &["registers", "quarantine", "hashes"])),
+    purged(bug("purge-ahead", "queue", &["kill-all"], &["restart", "quarantine"])),
+    bug("reused-replica", "register", &["amnesia"], &["registers"]),
+    // A replica that has forgotten the ends of sessions after a restart is the diverged one.
+    purged(Bug {
+        beside: Some("unwritten-row@0"),
+        ..bug("convicting-leader", "mixed", &["kill-all"], &["quarantine"])
+    }),
+    // Longer than a lease, so that the next leader gives its task to another.
+    lasting("4..7", bug("cut-off-renewals", "lease", &["isolate-leader"], &["leases"])),
+    // A node that is slow to hear that a session has left it still takes a close from it.
+    lasting("4..9", bug("late-close", "lease", &["delay"], &["leases"])),
+    bug("stale-token", "lease", &["none"], &["leases", "queue"]),
+    bug("silent-expiry", "lease", &["kill-leader"], &["leases", "queue"]),
+    bug("kept-attempts", "lease", &["none"], &["leases", "queue"]),
+    bug("stale-read", "register", &["isolate-leader"], &["registers"]),
+    bug("early-read", "register", &["delay"], &["registers"]),
+    bug("unversioned-put", "register", &["none"], &["registers"]),
+    bug("minority-commit", "register", &["isolate-leader", "kill"], &["registers", "hashes", "quarantine"]),
+    bug("early-acknowledge", "queue", &["isolate-leader"], &["queue"]),
+    bug("early-grant", "queue", &["isolate-leader"], &["queue", "leases"]),
+    bug("shared-token", "queue", &["kill"], &["queue"]),
+    bug("double-completion", "queue", &["kill"], &["queue"]),
+    bug("lost-child", "queue", &["none"], &["queue"]),
+    bug("lost-retry", "queue", &["kill-all"], &["queue", "quarantine"]),
+    bug("forgotten-requests", "requests", &["kill-all"], &["request ids", "queue", "quarantine"]),
+    bug("jumping-clock", "requests", &["clock-jump"], &["request ids", "queue"]),
+    bug("clock-in-apply", "mixed", &["none"], &["quarantine", "hashes"]),
+    bug("lost-point", "search", &["kill-all"], &["search", "quarantine"]),
+    purged(bug("half-snapshot", "membership", &["replace"], &["hashes", "quarantine", "registers", "search", "queue"])),
+    client_bug("fresh-request-id", "queue", &["kill-leader"], &["queue"]),
+    client_bug("failed-on-timeout", "register", &["pause-leader"], &["registers"]),
+    client_bug("late-surrender", "lease", &["pause-leader"], &["leases"]),
 ];
+
+/// Who says a violation: the checker that it begins with, or what it is about where a nemesis or the run itself says
+/// it.
+fn speaker(violation: &str) -> &str {
+    const TOPICS: [(&str, &str); 5] = [
+        (" does not come back after ", "restart"),
+        (" does not start after ", "restart"),
+        (" ended by itself ", "end"),
+        (" panicked: ", "panic"),
+        ("the cluster is not healthy ", "health"),
+    ];
+    if let Some((_, topic)) = TOPICS.iter().find(|(phrase, _)| violation.contains(phrase)) {
+        return topic;
+    }
+    violation.split_once(": ").map_or(violation, |(checker, _)| checker)
+}
 
 impl Bug {
     /// What must catch it, in words.
     pub(super) fn caught_by(&self) -> String {
         let place = if self.client { " (in the client)" } else { "" };
-        format!("must be caught by {} under {}{place}", self.workload, self.nemeses.join(", "))
+        let (by, nemeses) = (self.by.join(" or "), self.nemeses.join(", "));
+        format!("must be caught by {by}, by {} under {nemeses}{place}", self.workload)
+    }
+
+    /// The violation among these that it explains.
+    fn shown_by<'a>(&self, violations: &'a [String]) -> Option<&'a String> {
+        violations.iter().find(|violation| self.by.contains(&speaker(violation)))
+    }
+
+    /// A run with the bug.
+    fn run(&self, programs: &Programs, seed: u64) -> Piece {
+        let planted = self.beside.map_or_else(|| self.name.to_owned(), |beside| format!("{},{beside}", self.name));
+        Piece {
+            planted: Some(planted),
+            binary: Some(programs.planted.clone()),
+            harness: self.client.then(|| programs.harness.clone()),
+            rate: self.rate,
+            node: self.node,
+            fault: self.pace.map(|(fault, _)| fault),
+            calm: self.pace.map(|(_, calm)| calm),
+            ..Piece::new(self.workload, self.nemeses, self.seconds, seed)
+        }
+    }
+
+    /// The same without it.
+    fn control(&self, programs: &Programs, seed: u64) -> Piece {
+        let binary = if self.beside.is_some() { &programs.planted } else { &programs.sound };
+        Piece {
+            planted: self.beside.map(str::to_owned),
+            binary: Some(binary.clone()),
+            harness: None,
+            ..self.run(programs, seed)
+        }
     }
 }
 
@@ -101,9 +190,53 @@ pub(super) struct Planted {
     /// A program with planted bugs; absent: `quorate-planted` beside this program.
     #[arg(long)]
     binary: Option<PathBuf>,
+    /// The program without any; absent: `quorate` beside this program.
+    #[arg(long)]
+    sound: Option<PathBuf>,
     /// How the table is printed.
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
+}
+
+/// What hunts are made with.
+#[derive(Debug, Clone)]
+pub(super) struct Programs {
+    planted: PathBuf,
+    sound: PathBuf,
+    harness: PathBuf,
+}
+
+impl Programs {
+    /// Those that were given, or that are beside this program.
+    pub(super) fn find(planted: Option<&Path>, sound: Option<&Path>) -> Result<Programs> {
+        let found = |given: Option<&Path>, name| given.map_or_else(|| beside(name), |path| Ok(path.to_owned()));
+        Ok(Programs {
+            planted: found(planted, "quorate-planted")?,
+            sound: found(sound, "quorate")?,
+            harness: beside(HARNESS)?,
+        })
+    }
+
+    /// Whether a bug can be hunted, or which program is missing.
+    pub(super) fn can_hunt(&self, bug: &Bug) -> Result<(), String> {
+        let harness = bug.client.then_some(&self.harness);
+        match [&self.planted, &self.sound].into_iter().chain(harness).find(|program| !program.is_file()) {
+            Some(missing) => Err(format!("{} is not there", missing.display())),
+            None => Ok(()),
+        }
+    }
+
+    /// The bugs among these that can be hunted. Says of the others why they are left out.
+    pub(super) fn huntable(&self, bugs: impl IntoIterator<Item = &'static Bug>) -> Vec<&'static Bug> {
+        let can = |bug: &&'static Bug| match self.can_hunt(bug) {
+            Ok(()) => true,
+            Err(why) => {
+                eprintln!("{}: left out, {why}", bug.name);
+                false
+            }
+        };
+        bugs.into_iter().filter(can).collect()
+    }
 }
 
 /// What came of the hunt for one bug.
@@ -112,6 +245,8 @@ pub(super) struct Hunt {
     pub(super) bug: &'static Bug,
     /// The violation that showed it.
     pub(super) caught: Option<String>,
+    /// A violation without the bug: a finding, and not about planted bugs.
+    pub(super) finding: Option<String>,
     pub(super) runs: u64,
     pub(super) seconds: u64,
     pub(super) operations: u64,
@@ -120,16 +255,78 @@ pub(super) struct Hunt {
     pub(super) seed: u64,
     /// Why runs proved nothing.
     pub(super) void: Vec<String>,
+    /// Violations that somebody else said than those who must find it.
+    pub(super) other: Vec<String>,
 }
 
 impl Hunt {
+    fn of(bug: &'static Bug, seed: u64) -> Hunt {
+        Hunt {
+            bug,
+            caught: None,
+            finding: None,
+            runs: 0,
+            seconds: 0,
+            operations: 0,
+            faults: 0,
+            seed,
+            void: Vec::new(),
+            other: Vec::new(),
+        }
+    }
+
     /// The verdict as the ledger has it. A bug is missed only if some run would have been valid.
     pub(super) fn verdict(&self) -> String {
-        match self.void.first() {
+        match (&self.finding, self.void.first()) {
+            (Some(finding), _) => format!("1 violations: without the bug, seed {}: {finding}", self.seed),
             _ if self.caught.is_some() => "caught".into(),
-            Some(why) if self.void.len() as u64 == self.runs => format!("void: {why}"),
+            (None, Some(why)) if self.void.len() as u64 == self.runs => format!("void: {why}"),
             _ => "missed".into(),
         }
+    }
+
+    fn is_over(&self) -> bool {
+        self.caught.is_some() || self.finding.is_some()
+    }
+
+    /// One run with the bug and, if it shows something, one without.
+    async fn try_once(&mut self, programs: &Programs, interrupted: &CancellationToken) -> Result<()> {
+        let report = self.piece(self.bug.run(programs, self.seed), true, interrupted).await?;
+        match report.valid {
+            Outcome::Void => self.void.extend(report.void.first().cloned()),
+            Outcome::Valid => {}
+            Outcome::Invalid => match self.bug.shown_by(&report.violations).cloned() {
+                None => self.other.extend(report.violations.first().cloned()),
+                Some(shown) => self.judge(shown, programs, interrupted).await?,
+            },
+        }
+        Ok(())
+    }
+
+    /// Whether what was shown is not there without the bug. What one node has beside it breaks promises of its own.
+    async fn judge(&mut self, shown: String, programs: &Programs, interrupted: &CancellationToken) -> Result<()> {
+        let control = self.piece(self.bug.control(programs, self.seed), false, interrupted).await?;
+        match control.valid {
+            Outcome::Valid => self.caught = Some(shown),
+            Outcome::Invalid if self.bug.beside.is_some() && self.bug.shown_by(&control.violations).is_none() => {
+                self.void.push(format!("without the bug: {}", control.words()));
+            }
+            Outcome::Invalid => self.finding = Some(control.words()),
+            Outcome::Void => self.void.push(format!("without the bug: {}", control.words())),
+        }
+        Ok(())
+    }
+
+    async fn piece(&mut self, piece: Piece, has_bug: bool, interrupted: &CancellationToken) -> Result<RunReport> {
+        let mut ended = piece.run(interrupted).await?;
+        self.operations += ended.report.operations;
+        self.faults += ended.report.installed();
+        let is_explained = has_bug && self.bug.shown_by(&ended.report.violations).is_some();
+        if ended.report.valid == Outcome::Invalid && !is_explained {
+            // That is to be looked at.
+            ended.keep();
+        }
+        Ok(ended.report.clone())
     }
 }
 
@@ -138,44 +335,25 @@ pub(super) fn by_name(name: &str) -> Option<&'static Bug> {
     BUGS.iter().find(|bug| bug.name == name)
 }
 
-/// Whether this build can hunt it at all.
-pub(super) fn can_hunt(bug: &Bug) -> bool {
-    !bug.client || cfg!(feature = "planted")
-}
-
 /// Runs until the bug is caught or the tries are used up.
 pub(super) async fn hunt(
     bug: &'static Bug,
-    binary: Option<PathBuf>,
+    programs: &Programs,
     seed: u64,
     tries: u64,
     interrupted: &CancellationToken,
 ) -> Result<Hunt> {
     let began = Instant::now();
-    let mut hunt = Hunt { bug, caught: None, runs: 0, seconds: 0, operations: 0, faults: 0, seed, void: Vec::new() };
-    while hunt.runs < tries && hunt.caught.is_none() && !interrupted.is_cancelled() {
+    let mut hunt = Hunt::of(bug, seed);
+    while hunt.runs < tries && !hunt.is_over() && !interrupted.is_cancelled() {
         hunt.seed = seed.wrapping_add(hunt.runs);
         hunt.runs += 1;
-        let piece = Piece {
-            planted: Some(bug.name.into()),
-            binary: binary.clone(),
-            rate: bug.rate,
-            ..Piece::new(bug.workload, bug.nemeses, bug.seconds, hunt.seed)
-        };
-        match piece.run(interrupted).await {
-            Ok(report) => {
-                hunt.operations += report.operations;
-                hunt.faults += report.installed();
-                hunt.void.extend(report.void.first().filter(|_| report.valid == Outcome::Void).cloned());
-                if report.valid == Outcome::Invalid {
-                    hunt.caught = report.violations.first().cloned();
-                }
-            }
-            Err(error) => hunt.void.push(format!("{error:#}")),
+        if let Err(error) = hunt.try_once(programs, interrupted).await {
+            hunt.void.push(format!("{error:#}"));
         }
     }
     hunt.seconds = began.elapsed().as_secs();
-    if interrupted.is_cancelled() && hunt.caught.is_none() {
+    if interrupted.is_cancelled() && !hunt.is_over() {
         bail!("it was interrupted");
     }
     Ok(hunt)
@@ -184,41 +362,48 @@ pub(super) async fn hunt(
 impl Planted {
     pub(super) async fn execute(self, interrupted: CancellationToken) -> Result<ExitCode> {
         let bugs: Vec<&'static Bug> = if self.names.is_empty() {
-            BUGS.iter().filter(|bug| can_hunt(bug)).collect()
+            BUGS.iter().collect()
         } else {
             let known = |name: &String| {
                 by_name(name).ok_or_else(|| Usage(format!("{name:?} is no planted bug: see `quorate-jepsen list`")))
             };
             self.names.iter().map(known).collect::<Result<_, _>>()?
         };
-        let binary = self.binary.clone().map_or_else(|| beside("quorate-planted"), Ok)?;
-        if !binary.is_file() {
-            return Err(Usage(format!("{} is no binary: give --binary", binary.display())).into());
+        let programs = Programs::find(self.binary.as_deref(), self.sound.as_deref())?;
+        let wanted = bugs.len();
+        let bugs = programs.huntable(bugs);
+        if bugs.is_empty() {
+            return Err(
+                Usage("none of the bugs can be hunted: build the programs first (`make planted`)".into()).into()
+            );
         }
         let seed = self.seed.unwrap_or_else(any_seed);
         let hunts =
-            bugs.into_iter().map(|bug| hunt_and_tell(bug, binary.clone(), seed, self.tries, interrupted.clone()));
+            bugs.into_iter().map(|bug| hunt_and_tell(bug, programs.clone(), seed, self.tries, interrupted.clone()));
         let hunts: Vec<Hunt> =
             futures::stream::iter(hunts).buffered(self.jobs.max(1)).filter_map(std::future::ready).collect().await;
-        self.print(&hunts);
+        self.print(&hunts, wanted);
         let verdicts: Vec<String> = hunts.iter().map(Hunt::verdict).collect();
-        Ok(if verdicts.iter().any(|verdict| verdict == "missed") {
+        let is_broken = |verdict: &String| verdict == "missed" || verdict.contains(" violations");
+        let all_caught = verdicts.len() == wanted && verdicts.iter().all(|verdict| verdict == "caught");
+        Ok(if verdicts.iter().any(is_broken) {
             ExitCode::from(BROKEN)
-        } else if interrupted.is_cancelled() || verdicts.iter().any(|verdict| verdict != "caught") {
+        } else if interrupted.is_cancelled() || !all_caught {
             ExitCode::from(VOID)
         } else {
             ExitCode::SUCCESS
         })
     }
 
-    fn print(&self, hunts: &[Hunt]) {
+    fn print(&self, hunts: &[Hunt], wanted: usize) {
         if self.output == Format::Json {
             let rows: Vec<_> = hunts
                 .iter()
                 .map(|hunt| {
                     json!({
                         "name": hunt.bug.name, "caught": hunt.caught.is_some(), "by": hunt.caught, "runs": hunt.runs,
-                        "seconds": hunt.seconds, "seed": hunt.seed, "void": hunt.void,
+                        "seconds": hunt.seconds, "seed": hunt.seed, "void": hunt.void, "other": hunt.other,
+                        "finding": hunt.finding,
                         "workload": hunt.bug.workload, "nemeses": hunt.bug.nemeses,
                     })
                 })
@@ -229,7 +414,8 @@ impl Planted {
         let mut rows =
             vec![Vec::from(["bug", "workload", "nemesis", "verdict", "runs", "seconds", "by"].map(str::to_owned))];
         for hunt in hunts {
-            let by = hunt.caught.clone().unwrap_or_default();
+            let by =
+                hunt.caught.clone().or_else(|| Some(format!("(not by) {}", hunt.other.first()?))).unwrap_or_default();
             rows.push(vec![
                 hunt.bug.name.into(),
                 hunt.bug.workload.into(),
@@ -241,18 +427,18 @@ impl Planted {
             ]);
         }
         table(&rows);
-        println!("{} of {} caught", hunts.iter().filter(|hunt| hunt.caught.is_some()).count(), hunts.len());
+        println!("{} of {wanted} caught", hunts.iter().filter(|hunt| hunt.caught.is_some()).count());
     }
 }
 
 async fn hunt_and_tell(
     bug: &'static Bug,
-    binary: PathBuf,
+    programs: Programs,
     seed: u64,
     tries: u64,
     interrupted: CancellationToken,
 ) -> Option<Hunt> {
-    let hunted = hunt(bug, Some(binary), seed, tries, &interrupted).await;
+    let hunted = hunt(bug, &programs, seed, tries, &interrupted).await;
     match &hunted {
         Ok(hunt) => eprintln!("{}: {} in {} runs, {} s", bug.name, hunt.verdict(), hunt.runs, hunt.seconds),
         Err(error) => eprintln!("{}: {error:#}", bug.name),
@@ -270,18 +456,55 @@ mod tests {
     #[test]
     fn a_bug_is_missed_only_by_runs_that_prove_something() {
         let hunt = |caught: Option<&str>, void: &[&str]| Hunt {
-            bug: &BUGS[0],
             caught: caught.map(str::to_owned),
             runs: 2,
-            seconds: 1,
-            operations: 1,
-            faults: 1,
-            seed: 1,
             void: void.iter().map(|why| (*why).to_owned()).collect(),
+            ..Hunt::of(&BUGS[0], 1)
         };
         assert_eq!(hunt(Some("lost"), &["x"]).verdict(), "caught");
         assert_eq!(hunt(None, &["x"]).verdict(), "missed");
         assert_eq!(hunt(None, &["x", "y"]).verdict(), "void: x");
+        let finding = Hunt { finding: Some("y".into()), ..hunt(None, &["x", "x"]) };
+        assert_eq!(finding.verdict(), "1 violations: without the bug, seed 1: y");
+    }
+
+    #[test]
+    fn only_those_who_must_find_a_bug_can_find_it() {
+        let bug = by_name("stale-read").expect("a bug");
+        let said = |violations: &[&str]| violations.iter().map(|what| (*what).to_owned()).collect::<Vec<_>>();
+        let late = "availability: no write was acknowledged any more";
+        assert_eq!(bug.shown_by(&said(&[late])), None);
+        let stale = "registers: key 7 has no order";
+        assert_eq!(bug.shown_by(&said(&[late, stale])).map(String::as_str), Some(stale));
+        let restart = "node 1 does not come back after kill-all: it ended: entries are gone";
+        assert_eq!((speaker(restart), speaker("node 2 panicked: at x")), ("restart", "panic"));
+        assert_eq!(speaker("the cluster is not healthy 120s after all faults ended: x"), "health");
+    }
+
+    #[test]
+    fn the_control_is_the_same_run_without_the_bug() {
+        let programs = Programs { planted: "p".into(), sound: "s".into(), harness: "h".into() };
+        for bug in BUGS {
+            let (run, control) = (bug.run(&programs, 3), bug.control(&programs, 3));
+            let names: Vec<&str> = run.planted.as_deref().expect("a bug").split(',').collect();
+            assert_eq!(names[0], bug.name);
+            assert!(!control.planted.as_deref().unwrap_or_default().contains(bug.name));
+            assert_eq!(control.binary.as_deref(), Some(Path::new(if control.planted.is_some() { "p" } else { "s" })));
+            assert_eq!((run.harness.is_some(), control.harness.is_some()), (bug.client, false));
+            let same = Piece { planted: control.planted.clone(), binary: control.binary.clone(), harness: None, ..run };
+            assert_eq!(same, control);
+        }
+    }
+
+    #[test]
+    fn a_bug_without_its_program_is_left_out() {
+        let programs = Programs { planted: "/bin/sh".into(), sound: "/bin/sh".into(), harness: "/nowhere".into() };
+        let hunted = programs.huntable(BUGS);
+        assert!(hunted.iter().all(|bug| !bug.client));
+        assert_eq!(hunted.len(), BUGS.iter().filter(|bug| !bug.client).count());
+        assert!(
+            programs.can_hunt(by_name("late-surrender").expect("a bug")).expect_err("no harness").contains("/nowhere")
+        );
     }
 
     #[test]
@@ -291,6 +514,7 @@ mod tests {
         for bug in BUGS {
             assert!(workload::by_name(bug.workload).is_some(), "{}", bug.name);
             assert!(bug.nemeses.iter().all(|name| nemesis::by_name(name, 1).is_some()), "{}", bug.name);
+            assert!(!bug.by.is_empty(), "{}", bug.name);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `quorate-jepsen run`.
 
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,6 +12,10 @@ use tokio_util::sync::CancellationToken;
 use super::{Format, Usage, any_seed, beside, exit, runs_folder, table};
 use crate::nemesis::Pace;
 use crate::run::{self, RunConfig, RunReport};
+
+/// What nodes are started with unless they are told otherwise: checkpoints, purged logs and snapshots are to come up
+/// within a minute of load, not within an hour.
+const SMALL_LOGS: [(&str, &str); 2] = [("--snapshot-log-bytes", "262144"), ("--purge-tail", "100")];
 
 /// One workload under some nemeses.
 #[derive(Debug, Args)]
@@ -33,7 +38,10 @@ pub(super) struct Run {
     /// The program of the nodes; absent: `quorate` beside this program, or `quorate-planted` with --planted.
     #[arg(long)]
     binary: Option<PathBuf>,
-    /// A bug that the nodes are to have.
+    /// The program that can end at a failpoint; absent: `quorate-planted` beside this program, if it is there.
+    #[arg(long)]
+    failpoints: Option<PathBuf>,
+    /// A bug that the nodes are to have, or several that are separated by commas; `name@N` is one of node N alone.
     #[arg(long)]
     planted: Option<String>,
     /// Keeps the nodes' data too.
@@ -54,6 +62,9 @@ pub(super) struct Run {
     /// Where to put the history, the plots and the logs.
     #[arg(long)]
     directory: Option<PathBuf>,
+    /// Ends the run when standard input closes: for runs that must not outlive the program that started them.
+    #[arg(long, hide = true)]
+    stop_with_stdin: bool,
     /// How the verdict is printed.
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
@@ -73,11 +84,15 @@ fn seconds_range(text: &str) -> Result<(f64, f64), String> {
 impl Run {
     pub(super) async fn execute(self, interrupted: CancellationToken) -> Result<ExitCode> {
         let output = self.output;
+        if self.stop_with_stdin {
+            cancel_with_stdin(interrupted.clone());
+        }
         let config = self.config()?;
         run::validate(&config).map_err(|error| Usage(format!("{error:#}")))?;
         let report = Box::pin(run::run(&config, interrupted)).await?;
         match output {
-            Format::Json => println!("{}", serde_json::to_string(&report)?),
+            // Nobody may be there any more to read it.
+            Format::Json => writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?)?,
             Format::Table => print(&report),
         }
         Ok(exit(report.valid))
@@ -104,15 +119,38 @@ impl Run {
             seed,
             nodes: self.nodes,
             binary: self.binary.map_or_else(|| beside(program), Ok)?,
+            failpoints: match self.failpoints {
+                Some(program) => Some(program),
+                None => Some(beside("quorate-planted")?).filter(|program| program.is_file()),
+            },
             planted: self.planted,
             rate: self.rate,
             floor: self.floor,
             pace: Pace { fault: self.fault.map_or(usual.fault, range), calm: self.calm.map_or(usual.calm, range) },
             directory: self.directory.unwrap_or_else(|| runs_folder().join(name)),
-            arguments: self.arguments,
+            arguments: with_small_logs(self.arguments),
             keep: self.keep,
         })
     }
+}
+
+/// Interrupts the run when standard input ends. A thread of its own reads it: nothing waits for that at the end.
+fn cancel_with_stdin(interrupted: CancellationToken) {
+    std::thread::spawn(move || {
+        // An error is as much of an end.
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        interrupted.cancel();
+    });
+}
+
+/// The arguments of a node, with those of [`SMALL_LOGS`] that it was not told otherwise.
+fn with_small_logs(told: Vec<String>) -> Vec<String> {
+    let is_told = |flag: &str| told.iter().any(|word| word.split('=').next() == Some(flag));
+    let usual = SMALL_LOGS.iter().filter(|(flag, _)| !is_told(flag));
+    let mut arguments: Vec<String> =
+        usual.flat_map(|(flag, value)| [(*flag).to_owned(), (*value).to_owned()]).collect();
+    arguments.extend(told);
+    arguments
 }
 
 fn print(report: &RunReport) {
@@ -139,6 +177,14 @@ fn print(report: &RunReport) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn logs_are_small_unless_they_are_told_otherwise() {
+        let words = |text: &str| text.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(with_small_logs(Vec::new()), words("--snapshot-log-bytes 262144 --purge-tail 100"));
+        let told = words("--purge-tail=7 --timers fast");
+        assert_eq!(with_small_logs(told), words("--snapshot-log-bytes 262144 --purge-tail=7 --timers fast"));
+    }
 
     #[test]
     fn a_range_of_seconds_has_two_ends_in_order() {

@@ -7,10 +7,10 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::json;
 
-use super::{Format, exit, planted, table};
+use super::{Format, campaign, exit, planted, table};
 use crate::cluster;
 use crate::history::History;
-use crate::ledger::{Kind, Ledger};
+use crate::ledger::{Kind, Ledger, Total};
 use crate::{check, nemesis, workload};
 
 /// Workloads, nemeses and planted bugs.
@@ -47,7 +47,7 @@ impl List {
     }
 }
 
-/// Checks a history that was recorded.
+/// Checks a history that was recorded, by what was asked of its run.
 #[derive(Debug, Args)]
 pub(super) struct Check {
     /// A file of JSON lines.
@@ -60,7 +60,7 @@ pub(super) struct Check {
 impl Check {
     pub(super) fn execute(&self) -> Result<ExitCode> {
         let history = History::read(&self.history)?;
-        let verdict = check::all(&history);
+        let verdict = check::recorded(&history);
         let outcome = verdict.outcome();
         if self.output == Format::Json {
             println!("{}", serde_json::to_string(&verdict)?);
@@ -114,6 +114,8 @@ impl Totals {
                     let total = json!({
                         "pieces": total.pieces, "counted": total.counted, "violated": total.violated, "items": total.items,
                         "seconds": total.seconds, "operations": total.operations, "faults": total.faults,
+                        "apart": total.apart, "tried": total.tried, "goal": campaign::goal(*kind),
+                        "done": campaign::done(&ledger, *kind),
                     });
                     (kind.name().to_owned(), total)
                 })
@@ -121,24 +123,97 @@ impl Totals {
             println!("{}", serde_json::Value::Object(kinds));
             return Ok(ExitCode::SUCCESS);
         }
-        let mut rows = vec![Vec::from(
-            ["kind", "pieces", "valid", "violated", "items", "hours", "operations", "faults", "goal"]
-                .map(str::to_owned),
-        )];
-        for (kind, total) in totals {
-            rows.push(vec![
-                kind.to_string(),
-                total.pieces.to_string(),
-                total.counted.to_string(),
-                total.violated.to_string(),
-                total.items.to_string(),
-                format!("{:.2}", total.seconds as f64 / 3_600.0),
-                total.operations.to_string(),
-                total.faults.to_string(),
-                super::campaign::goal(kind),
-            ]);
-        }
-        table(&rows);
+        println!("{}", markdown(&ledger));
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// What a kind is called where people read it who do not know its name.
+fn title(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Links => "64 subsets of directed links x 3 leaders",
+        Kind::Power => "power cuts of the whole cluster",
+        Kind::Corruption => "damage to the files of one node, noticed and healed by itself",
+        Kind::Chaos => "overlapping faults of all kinds, all workloads",
+        Kind::Sim => "simulation",
+        Kind::Planted => "planted bugs, real processes",
+        Kind::SimPlanted => "planted bugs, simulation",
+        Kind::Soak => "soak",
+    }
+}
+
+/// What of a kind was done, in the unit of its goal.
+fn came_to(kind: Kind, total: &Total) -> String {
+    match kind {
+        Kind::Links => format!("{} items", total.items),
+        Kind::Power | Kind::Corruption => format!("{} faults", total.faults),
+        Kind::Sim if total.apart > 0 => format!("{} seeds, {} counted apart", total.items, total.apart),
+        Kind::Sim => format!("{} seeds", total.items),
+        Kind::Planted | Kind::SimPlanted => format!("{} of {} caught", total.items, total.tried),
+        Kind::Chaos | Kind::Soak => format!("{} pieces", total.counted),
+    }
+}
+
+/// The totals as a table for the README. What is void is told and does not count.
+fn markdown(ledger: &Ledger) -> String {
+    let mut lines = vec![
+        "| what | goal | done | hours | operations | faults | violated | void |".to_owned(),
+        "|---|---|---|---|---|---|---|---|".to_owned(),
+    ];
+    for kind in Kind::ALL {
+        let total = ledger.total(kind);
+        let reached = match campaign::done(ledger, kind) {
+            Some(done) => format!(" ({}%)", (done * 100.0).min(100.0).floor()),
+            None => String::new(),
+        };
+        lines.push(format!(
+            "| {} | {} | {}{reached} | {:.1} | {} | {} | {} | {} |",
+            title(kind),
+            campaign::goal(kind),
+            came_to(kind, &total),
+            total.seconds as f64 / 3_600.0,
+            total.operations,
+            total.faults,
+            total.violated,
+            total.pieces - total.counted - total.violated,
+        ));
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{Entry, valid_but};
+
+    #[test]
+    fn the_table_says_what_was_done_of_what_is_to_be_done() {
+        let entry = |kind, piece: &str, verdict: &str| Entry {
+            when: "2026-01-02 03:04".into(),
+            kind,
+            piece: piece.into(),
+            seed: 1,
+            commit: String::new(),
+            seconds: 1_800,
+            operations: 1_000,
+            faults: 20,
+            verdict: verdict.into(),
+        };
+        let ledger = Ledger {
+            entries: vec![
+                entry(Kind::Power, "20 faults", "valid"),
+                entry(Kind::Power, "20 faults", "void: x"),
+                entry(Kind::Power, "20 faults", "1 violations: y"),
+                entry(Kind::Sim, "0..25", &valid_but(1)),
+                entry(Kind::SimPlanted, "stale-read", "caught"),
+            ],
+        };
+        let table = markdown(&ledger);
+        let line =
+            |kind| table.lines().find(|line| line.starts_with(&format!("| {}", title(kind)))).unwrap_or_default();
+        assert!(line(Kind::Power).contains("| 200 faults | 20 faults (10%) | 0.5 | 1000 | 20 | 1 | 1 |"), "{table}");
+        assert!(line(Kind::Sim).contains("| 24 seeds, 1 counted apart (2%) |"), "{table}");
+        assert!(line(Kind::SimPlanted).contains("| 1 of 1 caught (100%) |"), "{table}");
+        assert!(table.lines().all(|line| line.matches('|').count() == 9), "{table}");
     }
 }

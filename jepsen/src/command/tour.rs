@@ -68,7 +68,7 @@ impl Tour {
             };
             let interrupted = interrupted.clone();
             async move {
-                let report = piece.run(&interrupted).await;
+                let report = piece.run(&interrupted).await.map(|ended| ended.report.clone());
                 eprintln!("{}", told(&piece, &report));
                 (piece, report)
             }
@@ -106,7 +106,7 @@ fn seconds_each(whole: f64, jobs: usize) -> f64 {
 }
 
 /// A run in a line.
-pub(super) fn told(piece: &Piece, report: &Result<RunReport>) -> String {
+fn told(piece: &Piece, report: &Result<RunReport>) -> String {
     let what = format!("{} under {}, seed {}", piece.workload, piece.nemeses.join(","), piece.seed);
     match report {
         Ok(report) => {

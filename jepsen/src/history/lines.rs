@@ -1,4 +1,4 @@
-//! JSON lines: one event or fault a line.
+//! JSON lines: one event, fault or note a line.
 
 use std::{
     io::{self, BufWriter, Write},
@@ -7,10 +7,12 @@ use std::{
 };
 
 use super::{Error, History};
-use crate::event::{Event, Fault, Line};
+use crate::event::{Event, Fault, Line, Note};
 
 /// How a line of a fault begins: `nemesis` is its first field, and no event has one.
 const FAULT: &[u8] = b"{\"nemesis\"";
+/// How a line of a note begins.
+const NOTE: &[u8] = b"{\"note\"";
 
 impl History {
     /// Reads a history. The lines are parsed on all processors.
@@ -37,6 +39,7 @@ impl History {
             let part = part?;
             history.events.extend(part.events);
             history.faults.extend(part.faults);
+            history.notes.extend(part.notes);
         }
         // The line that was cut off may still be whole but for its end: then it is good.
         if let Ok(line) = serde_json::from_slice::<Line>(&text[whole..]) {
@@ -45,13 +48,16 @@ impl History {
         Ok(history)
     }
 
-    /// Writes the history as JSON lines: the events, then the faults.
+    /// Writes the history as JSON lines: the notes, the events, then the faults.
     ///
     /// # Errors
     /// [`Error::File`].
     pub fn write(&self, path: &Path) -> Result<(), Error> {
         let write = || -> io::Result<()> {
             let mut file = BufWriter::new(fs_err::File::create(path)?);
+            for note in &self.notes {
+                put(&mut file, note)?;
+            }
             for event in &self.events {
                 put(&mut file, event)?;
             }
@@ -65,6 +71,7 @@ impl History {
 
     fn push(&mut self, line: Line) {
         match line {
+            Line::Note(note) => self.notes.push(note),
             Line::Fault(fault) => self.faults.push(fault),
             Line::Event(event) => self.events.push(event),
         }
@@ -84,6 +91,8 @@ fn parse(lines: &[&[u8]], first: usize) -> Result<History, Error> {
         let told = |source| Error::Line { line: first + line, source };
         if text.starts_with(FAULT) {
             history.faults.push(serde_json::from_slice::<Fault>(text).map_err(told)?);
+        } else if text.starts_with(NOTE) {
+            history.notes.push(serde_json::from_slice::<Note>(text).map_err(told)?);
         } else {
             history.events.push(serde_json::from_slice::<Event>(text).map_err(told)?);
         }

@@ -1,7 +1,8 @@
 //! Histories: what a run did and what became of it, written as it happens and read again to be judged.
 //!
 //! A history is a file of JSON lines: an [`Event`] for each beginning and each end of an operation, in the order in which
-//! the harness saw them, and a [`Fault`] for each fault, written when it ended. The order of the lines is the order of real
+//! the harness saw them, a [`Fault`] for each fault, written when it ended, and a [`Note`] for what was asked of the run,
+//! how far it came and what the harness itself saw; so that the file alone says what the run comes to. The order of the lines is the order of real
 //! time: the [`Recorder`] takes the time and the place in the file under one lock, a beginning is recorded before the request
 //! is sent and an end after the answer came. So if one operation's end stands before another's beginning, the first was over
 //! before the second began, and checkers compare places in the file and never times, which may tie.
@@ -24,15 +25,17 @@ pub use edn::Dialect;
 pub use recorder::{Counts, Process, Recorder};
 pub use span::Span;
 
-use crate::event::{Event, Fault, Micros};
+use crate::event::{Asked, Event, Fault, Micros, Note, Stage};
 
 /// All that a run recorded.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct History {
     /// Events of operations, in the order in which they happened.
     pub events: Vec<Event>,
     /// Faults, in the order in which they ended.
     pub faults: Vec<Fault>,
+    /// Notes, in the order in which they were made.
+    pub notes: Vec<Note>,
 }
 
 /// A history cannot be written, read or understood.
@@ -46,9 +49,9 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-    /// A line is no event and no fault.
+    /// A line is no event, no fault and no note.
     #[error(
-        "line {line} of the history is no event and no fault ({source}); the file is damaged or of another version, run the workload again"
+        "line {line} of the history is no event, no fault and no note ({source}); the file is damaged or of another version, run the workload again"
     )]
     Line {
         /// The number of the line, from 1.
@@ -69,6 +72,38 @@ pub enum Error {
 }
 
 impl History {
+    /// What was asked of the run, if the history says it.
+    pub fn asked(&self) -> Option<&Asked> {
+        self.notes.iter().find_map(|note| match note {
+            Note::Asked(asked) => Some(asked),
+            _ => None,
+        })
+    }
+
+    /// When the run came to a stage, if it did.
+    pub fn reached(&self, wanted: Stage) -> Option<Micros> {
+        self.notes.iter().find_map(|note| match *note {
+            Note::Reached { stage, time } if stage == wanted => Some(time),
+            _ => None,
+        })
+    }
+
+    /// How often the machine stood still between two moments, and for how long altogether.
+    pub fn stalls(&self, from: Micros, to: Micros) -> (u64, Micros) {
+        let stalls = self.notes.iter().filter_map(|note| match *note {
+            Note::Stalled { from: a, to: b, .. } if a <= to && from <= b => Some(b - a),
+            _ => None,
+        });
+        stalls.fold((0, 0), |(count, total), stall| (count + 1, total + stall))
+    }
+
+    /// From when until when the load ran; from beginning to end for a history that does not say it.
+    pub fn load(&self) -> (Micros, Micros) {
+        let first = || self.events.first().map_or(0, |event| event.time);
+        let last = || self.events.last().map_or(0, |event| event.time);
+        (self.reached(Stage::Load).unwrap_or_else(first), self.reached(Stage::LoadEnded).unwrap_or_else(last))
+    }
+
     /// When the last event or fault was over; 0 for an empty history.
     pub fn end(&self) -> Micros {
         let faults = self.faults.iter().map(|fault| fault.to).max().unwrap_or(0);

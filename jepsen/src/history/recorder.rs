@@ -13,7 +13,7 @@ use std::{
 use parking_lot::Mutex;
 
 use super::{Error, History, lines};
-use crate::event::{Event, Fault, Micros, Operation, Phase};
+use crate::event::{Event, Fault, Micros, Note, Operation, Part, Phase};
 
 /// How long a line may wait in memory when further ones come.
 const FLUSH_EVERY: Micros = 1_000_000;
@@ -23,7 +23,11 @@ const FLUSH_EVERY: Micros = 1_000_000;
 /// Recording never fails and never waits for more than a buffered write: the first error of the file is kept and told by
 /// [`Recorder::finish`]. After that nothing more is recorded.
 #[derive(Debug, Clone)]
-pub struct Recorder(Arc<Shared>);
+pub struct Recorder {
+    shared: Arc<Shared>,
+    /// What is recorded through this clone belongs to this part of the run.
+    part: Option<Part>,
+}
 
 #[derive(Debug)]
 struct Shared {
@@ -69,12 +73,19 @@ impl Recorder {
             counts: Counts::default(),
         };
         let (path, began) = (path.to_owned(), Instant::now());
-        Ok(Recorder(Arc::new(Shared { path, began, processes: AtomicU64::new(0), sink: Mutex::new(sink) })))
+        let shared = Shared { path, began, processes: AtomicU64::new(0), sink: Mutex::new(sink) };
+        Ok(Recorder { shared: Arc::new(shared), part: None })
+    }
+
+    /// The same history; what is recorded through this belongs to that part of the run.
+    #[must_use]
+    pub fn of(&self, part: Part) -> Recorder {
+        Recorder { shared: Arc::clone(&self.shared), part: Some(part) }
     }
 
     /// Microseconds since the run began.
     pub fn now(&self) -> Micros {
-        u64::try_from(self.0.began.elapsed().as_micros()).expect("a run is shorter than 500,000 years")
+        u64::try_from(self.shared.began.elapsed().as_micros()).expect("a run is shorter than 500,000 years")
     }
 
     /// A new process.
@@ -84,17 +95,22 @@ impl Recorder {
 
     /// Records a fault that is over.
     pub fn fault(&self, fault: Fault) {
-        self.0.sink.lock().put(&fault, self.now());
+        self.shared.sink.lock().put(&fault, self.now());
+    }
+
+    /// Records a note.
+    pub fn note(&self, note: &Note) {
+        self.shared.sink.lock().put(note, self.now());
     }
 
     /// How many events were recorded until now.
     pub fn counts(&self) -> Counts {
-        self.0.sink.lock().counts
+        self.shared.sink.lock().counts
     }
 
     /// Writes out what waits in memory.
     pub fn flush(&self) {
-        self.0.sink.lock().flush();
+        self.shared.sink.lock().flush();
     }
 
     /// Ends the history and reads it again from its file.
@@ -104,23 +120,23 @@ impl Recorder {
     /// written.
     pub fn finish(&self) -> Result<History, Error> {
         {
-            let mut sink = self.0.sink.lock();
+            let mut sink = self.shared.sink.lock();
             sink.flush();
             sink.file = None;
             if let Some(source) = sink.failed.take() {
-                return Err(Error::File { path: self.0.path.clone(), source });
+                return Err(Error::File { path: self.shared.path.clone(), source });
             }
         }
-        History::read(&self.0.path)
+        History::read(&self.shared.path)
     }
 
     fn number(&self) -> u64 {
-        self.0.processes.fetch_add(1, Ordering::Relaxed)
+        self.shared.processes.fetch_add(1, Ordering::Relaxed)
     }
 
     fn record(&self, process: u64, phase: Phase, operation: &Operation, node: Option<usize>, error: Option<String>) {
         let operation = operation.clone();
-        let mut sink = self.0.sink.lock();
+        let mut sink = self.shared.sink.lock();
         // Under the lock, so that the order of the lines is the order of their times.
         let time = self.now();
         match phase {
@@ -129,7 +145,7 @@ impl Recorder {
             Phase::Fail => sink.counts.fail += 1,
             Phase::Info => sink.counts.info += 1,
         }
-        sink.put(&Event { time, process, phase, operation, node, error }, time);
+        sink.put(&Event { time, process, phase, operation, part: self.part, node, error }, time);
     }
 }
 

@@ -1,14 +1,14 @@
 use proptest::{prelude::*, test_runner::RngSeed};
 
 use super::{Dialect, Error, History, Recorder};
-use crate::event::{Event, Fault, Injection, Operation, Phase, Token};
+use crate::event::{Asked, Event, Fault, Injection, Note, Operation, Part, Phase, Stage, Token};
 
 fn directory() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary directory")
 }
 
 fn event(time: u64, process: u64, phase: Phase, operation: Operation) -> Event {
-    Event { time, process, phase, operation, node: None, error: None }
+    Event { time, process, phase, operation, part: None, node: None, error: None }
 }
 
 fn write(value: u64) -> Operation {
@@ -18,6 +18,29 @@ fn write(value: u64) -> Operation {
 fn fault(from: u64, to: u64) -> Fault {
     let (nemesis, kind) = ("link".to_owned(), "cut 0→1".to_owned());
     Fault { nemesis, kind, from, to, injection: Injection::Installed, detail: String::new() }
+}
+
+/// One of each kind.
+fn notes() -> Vec<Note> {
+    let asked = Asked {
+        workload: "mixed".into(),
+        parts: vec![Part::Register, Part::Lease],
+        nemeses: vec!["links:17@2".into()],
+        nodes: 3,
+        seed: u64::MAX,
+        seconds: 0.5,
+        rate: 150.0,
+        floor: 5.0,
+        planted: None,
+    };
+    vec![
+        Note::Asked(asked),
+        Note::Reached { stage: Stage::LoadEnded, time: 5 },
+        Note::Stalled { what: "its disk".into(), from: 5, to: 6 },
+        Note::Replaced { node: 1, refusal: "it is \"damaged\"".into(), time: 6 },
+        Note::Violation { what: "node 1 panicked\nand ended".into(), time: 7 },
+        Note::Void { why: "it was interrupted".into(), time: 8 },
+    ]
 }
 
 fn operation() -> impl Strategy<Value = Operation> {
@@ -69,9 +92,11 @@ proptest! {
     ) {
         let phases = [Phase::Invoke, Phase::Ok, Phase::Fail, Phase::Info];
         let events = operations.into_iter().zip(0..).map(|((operation, node, error, phase), time)| {
-            Event { time, process: time, phase: phases[usize::from(phase)], operation, node, error }
+            let part = [None, Some(Part::Queue), Some(Part::Probe(3))][usize::from(phase % 3)];
+            Event { time, process: time, phase: phases[usize::from(phase)], operation, part, node, error }
         });
-        let history = History { events: events.collect(), faults: vec![fault(1, 2), fault(3, 3)] };
+        let (events, faults) = (events.collect(), vec![fault(1, 2), fault(3, 3)]);
+        let history = History { events, faults, notes: notes() };
         let directory = directory();
         let path = directory.path().join("history.jsonl");
         history.write(&path).expect("writes");
@@ -137,7 +162,7 @@ fn a_line_that_was_cut_off_is_left_out_and_a_damaged_one_is_told() {
     let path = directory.path().join("history.jsonl");
     let history = History {
         events: vec![event(1, 0, Phase::Invoke, write(1)), event(2, 0, Phase::Ok, write(1))],
-        faults: vec![],
+        ..History::default()
     };
     history.write(&path).expect("writes");
     let text = fs_err::read_to_string(&path).expect("reads");
@@ -150,7 +175,7 @@ fn a_line_that_was_cut_off_is_left_out_and_a_damaged_one_is_told() {
 
 #[track_caller]
 fn malformed(events: Vec<Event>, why: &str) {
-    let told = History { events, faults: Vec::new() }.validate().expect_err("malformed").to_string();
+    let told = History { events, ..History::default() }.validate().expect_err("malformed").to_string();
     assert!(told.contains(why), "wanted {why:?}, got {told}");
 }
 
@@ -169,7 +194,7 @@ fn histories_that_are_not_well_formed_are_refused() {
         vec![event(1, 0, Invoke, write(1)), event(2, 0, Info, write(1)), event(3, 0, Invoke, write(2))],
         "goes on after an operation of unknown outcome",
     );
-    let backwards = History { events: Vec::new(), faults: vec![fault(3, 2)] };
+    let backwards = History { faults: vec![fault(3, 2)], ..History::default() };
     assert!(backwards.validate().expect_err("malformed").to_string().contains("before it begins"));
 }
 
@@ -192,6 +217,7 @@ fn mixed() -> History {
             event(9, 2, Ok, Operation::Deliver { value: 1, task: 2, token: "3.0".into(), attempt: 1 }),
         ],
         faults: vec![fault(4, 7)],
+        notes: notes(),
     }
 }
 
@@ -203,20 +229,20 @@ fn edn(dialect: Dialect) -> String {
 }
 
 #[test]
-fn knossos_reads_tuples_of_key_and_value() {
+fn knossos_reads_tuples_of_key_and_value_and_nothing_but_registers() {
     let wanted = r#"
 {:type :invoke, :f :cas, :value [3 [nil 1]], :process 0, :time 1000, :index 0}
 {:type :ok, :f :cas, :value [3 [nil 1]], :process 0, :time 2000, :index 1}
 {:type :invoke, :f :read, :value [3 nil], :process 0, :time 3000, :index 2}
-{:type :info, :f :link, :value [:start "cut 0→1"], :process :nemesis, :time 4000, :index 3}
-{:type :invoke, :f :cas, :value [3 [1 2]], :process 1, :time 4000, :index 4}
-{:type :ok, :f :read, :value [3 1], :process 0, :time 5000, :index 5}
-{:type :info, :f :cas, :value [3 [1 2]], :process 1, :time 6000, :index 6}
-{:type :info, :f :link, :value [:stop "cut 0→1"], :process :nemesis, :time 7000, :index 7}
-{:type :invoke, :f :write, :value [3 9], :process 0, :time 7000, :index 8}
-{:type :fail, :f :write, :value [3 9], :process 0, :time 8000, :index 9}
-{:type :invoke, :f :deliver, :value {:attempt 1, :task 2, :token "3.0", :value 1}, :process 2, :time 9000, :index 10}
-{:type :ok, :f :deliver, :value {:attempt 1, :task 2, :token "3.0", :value 1}, :process 2, :time 9000, :index 11}
+{:type :info, :f :start-link, :value nil, :process :nemesis, :time 4000, :index 3}
+{:type :info, :f :start-link, :value "cut 0→1", :process :nemesis, :time 4000, :index 4}
+{:type :invoke, :f :cas, :value [3 [1 2]], :process 1, :time 4000, :index 5}
+{:type :ok, :f :read, :value [3 1], :process 0, :time 5000, :index 6}
+{:type :info, :f :cas, :value [3 [1 2]], :process 1, :time 6000, :index 7}
+{:type :info, :f :stop-link, :value nil, :process :nemesis, :time 7000, :index 8}
+{:type :info, :f :stop-link, :value "cut 0→1", :process :nemesis, :time 7000, :index 9}
+{:type :invoke, :f :write, :value [3 9], :process 0, :time 7000, :index 10}
+{:type :fail, :f :write, :value [3 9], :process 0, :time 8000, :index 11}
 "#;
     assert_eq!(edn(Dialect::Knossos), wanted.trim_start());
 }
@@ -225,11 +251,43 @@ fn knossos_reads_tuples_of_key_and_value() {
 fn elle_reads_transactions() {
     let text = edn(Dialect::Elle);
     for line in [
-        "{:type :invoke, :f :txn, :value [[:r 3 nil] [:w 3 2]], :process 1, :time 4000, :index 4}",
-        "{:type :ok, :f :txn, :value [[:r 3 1]], :process 0, :time 5000, :index 5}",
-        "{:type :fail, :f :txn, :value [[:w 3 9]], :process 0, :time 8000, :index 9}",
+        "{:type :invoke, :f :txn, :value [[:r 3 nil] [:w 3 2]], :process 1, :time 4000, :index 5}",
+        "{:type :ok, :f :txn, :value [[:r 3 1]], :process 0, :time 5000, :index 6}",
+        "{:type :fail, :f :txn, :value [[:w 3 9]], :process 0, :time 8000, :index 11}",
     ] {
         assert!(text.lines().any(|told| told == line), "{line} is missing in {text}");
+    }
+    assert!(!text.contains("deliver"), "{text}");
+}
+
+#[test]
+fn a_history_says_what_was_asked_of_it_and_how_far_it_came() {
+    let history = mixed();
+    assert_eq!(history.asked().map(|asked| asked.workload.as_str()), Some("mixed"));
+    assert_eq!((history.reached(Stage::LoadEnded), history.reached(Stage::Healed)), (Some(5), None));
+    assert_eq!(history.load(), (1, 5), "it does not say when the load began");
+    assert_eq!([history.stalls(6, 9), history.stalls(0, 5), history.stalls(7, 9)], [(1, 1), (1, 1), (0, 0)]);
+}
+
+#[test]
+fn what_a_part_of_a_run_records_says_so() {
+    let directory = directory();
+    let recorder = Recorder::create(&directory.path().join("history.jsonl")).expect("creates");
+    recorder.of(Part::Probe(2)).process().instant(Operation::Hash { group: 0, node: 1, at: None });
+    recorder.process().instant(Operation::Hash { group: 0, node: 1, at: None });
+    recorder.note(&notes()[1]);
+    let history = recorder.finish().expect("finishes");
+    assert_eq!(history.events.iter().map(|event| event.part).collect::<Vec<_>>(), [Some(Part::Probe(2)), None]);
+    assert_eq!(history.notes, notes()[1..2]);
+}
+
+#[test]
+fn a_part_has_one_name() {
+    for part in Part::LOADS.into_iter().map(|(part, _)| part).chain([Part::Probe(0), Part::Probe(12)]) {
+        assert_eq!(part.to_string().parse(), Ok(part));
+    }
+    for text in ["", "probe-", "probe-x", "probe-300", "other"] {
+        assert!(text.parse::<Part>().is_err(), "{text:?} is no part");
     }
 }
 

@@ -1,4 +1,7 @@
 //! Partitions.
+//!
+//! The detail of each says whether it leaves a connected majority, which is what must go on writing: see
+//! [`connected_majority`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,7 +14,7 @@ use rand::seq::SliceRandom;
 
 use super::{Nemesis, NemesisContext, Strike, draw};
 use crate::cluster::{Cut, Mark, Refusal};
-use crate::event::Injection;
+use crate::event::{Injection, MAJORITY, NO_MAJORITY, WAS_WELL};
 
 /// The six directed links of three nodes; bit i of a subset's number is link i.
 const LINKS: [(usize, usize); 6] = [(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)];
@@ -102,11 +105,11 @@ impl Strike for Partition {
             return flap(ctx, dice, length, &links).await;
         }
         let refusal = if self.shape == Shape::Reset { Refusal::Reset } else { Refusal::Drop };
-        cut_for(ctx, self.name, self.name, &links, refusal, length).await
+        cut_for(ctx, self.name, self.name, &links, refusal, length, false).await
     }
 }
 
-/// Cuts links for a time, and reports it by what the counters saw.
+/// Cuts links for a time, and reports it by what the counters saw. `well`: the cluster has just been seen to be healthy.
 async fn cut_for(
     ctx: &NemesisContext,
     nemesis: &'static str,
@@ -114,10 +117,13 @@ async fn cut_for(
     links: &[(usize, usize)],
     refusal: Refusal,
     length: Duration,
+    well: bool,
 ) -> Result<()> {
-    let open = ctx.begin(nemesis, kind);
     let silent = silent(ctx);
+    let majority = words_of(links, &ctx.cluster.members(), well);
     let cut = ctx.cluster.cut(links, refusal).await?;
+    // Only now: what is acknowledged while the rules are written one after the other says nothing about the cut.
+    let open = ctx.begin(nemesis, kind);
     ctx.wait(length).await;
     let mut seen = bites(ctx, &cut, &silent).await?;
     let limit = tokio::time::Instant::now() + QUIET;
@@ -126,8 +132,36 @@ async fn cut_for(
     }
     let (bit, detail) = seen;
     ctx.cluster.mend(&cut).await?;
-    open.end(bit, detail);
+    open.end(bit, format!("{detail}; {majority}"));
     Ok(())
+}
+
+/// What is to be expected of a cluster whose links are cut, in the words that the checker of availability reads.
+fn words_of(links: &[(usize, usize)], members: &[usize], well: bool) -> String {
+    let majority = if connected_majority(links, members) { MAJORITY } else { NO_MAJORITY };
+    if well { format!("{majority} {WAS_WELL}") } else { majority.to_owned() }
+}
+
+/// Whether every group has a majority whose members all reach each other in both directions, wherever its replicas are: on all
+/// of the members where there are three or five, and on any three or five of them where there are more.
+fn connected_majority(links: &[(usize, usize)], members: &[usize]) -> bool {
+    let reach = |a: usize, b: usize| !links.contains(&(a, b)) && !links.contains(&(b, a));
+    let connected =
+        |nodes: &[usize]| nodes.iter().enumerate().all(|(at, a)| nodes[at + 1..].iter().all(|b| reach(*a, *b)));
+    let sizes = [1, 3, 5].into_iter().filter(|size| *size <= members.len() && (*size > 1 || members.len() < 3));
+    sizes.into_iter().all(|size| {
+        let groups = chosen(members, size);
+        groups.iter().all(|group| chosen(group, size / 2 + 1).iter().any(|majority| connected(majority)))
+    })
+}
+
+/// Every choice of so many out of some.
+fn chosen(from: &[usize], count: usize) -> Vec<Vec<usize>> {
+    let Some((first, rest)) = from.split_first() else { return if count == 0 { vec![Vec::new()] } else { Vec::new() } };
+    let mut with = if count == 0 { Vec::new() } else { chosen(rest, count - 1) };
+    with.iter_mut().for_each(|choice| choice.insert(0, *first));
+    with.extend(chosen(rest, count));
+    with
 }
 
 /// The nodes of which another fault has hold, or that are down: they may have sent nothing.
@@ -262,32 +296,40 @@ async fn strike_subset(
         return Ok(false);
     };
     if let Some(leader) = leader
-        && !make_lead(ctx, members[leader]).await?
+        && !make_lead(ctx, nemesis, members[leader]).await?
     {
         ctx.skip(nemesis, kind, "that node did not come to lead");
         return Ok(false);
     }
     let links = subset(number, &members);
+    let well = ctx.cluster.healthy().await.is_ok();
     if links.is_empty() {
         // The control of the enumeration: it must look like any other item, and nothing may be amiss.
         let open = ctx.begin(nemesis, kind);
         ctx.wait(length).await;
-        open.end(Injection::Installed, "the empty subset: nothing is cut");
+        open.end(
+            Injection::Installed,
+            format!("the empty subset: nothing is cut; {}", words_of(&links, &members, well)),
+        );
         return Ok(true);
     }
-    cut_for(ctx, nemesis, &kind, &links, Refusal::Drop, length).await?;
+    cut_for(ctx, nemesis, &kind, &links, Refusal::Drop, length, well).await?;
     Ok(true)
 }
 
 /// Takes leadership from whoever has it until `wanted` has it: whoever leads is killed, and comes back when another leads.
 /// (A kill is seen at once; of a node that is stopped every status waits a while.) True: it leads a cluster that is well.
-async fn make_lead(ctx: &NemesisContext, wanted: usize) -> Result<bool> {
+///
+/// Each kill is told as a fault that may have bitten or not: it is no attack, but what it disturbs must not be held against
+/// other faults.
+async fn make_lead(ctx: &NemesisContext, nemesis: &'static str, wanted: usize) -> Result<bool> {
     for _ in 0..TRIES {
         let Some(leader) = ctx.any_leader().await else { return Ok(false) };
         if leader == wanted {
             return Ok(true);
         }
         let Some(hold) = ctx.hold(&[Mark::Node(leader)]).await else { return Ok(false) };
+        let open = ctx.begin(nemesis, "another leader is wanted");
         ctx.cluster.kill(leader).await?;
         let mut tick = tokio::time::interval(Duration::from_millis(20));
         let another = async {
@@ -297,6 +339,10 @@ async fn make_lead(ctx: &NemesisContext, wanted: usize) -> Result<bool> {
         };
         let _ = tokio::time::timeout(ELECTED, another).await;
         ctx.back(leader, "a kill").await;
+        open.end(
+            Injection::Indeterminate,
+            format!("node {leader} was killed so that node {wanted} leads; {NO_MAJORITY}"),
+        );
         drop(hold);
         tokio::select! {
             // If it is not well, that is found before the next item.
@@ -371,6 +417,42 @@ mod tests {
         assert_eq!(bridge(&[2, 0, 1]), [(2, 1), (1, 2)]);
         assert_eq!(bridge(&[0, 1, 2, 3, 4]).len(), 8);
         assert_eq!(around(&[0, 1, 2], 1, true, false), [(1, 0), (1, 2)]);
+    }
+
+    #[test]
+    fn a_majority_is_connected_where_all_its_members_reach_each_other_both_ways() {
+        let three = [0, 1, 2];
+        let majority = |number: usize| connected_majority(&subset(number, &three), &three);
+        // By hand: the pairs are the bits 0 and 1, 2 and 3, 4 and 5, and one of them must be whole.
+        for number in 0..SUBSETS {
+            let whole = [0b11, 0b1100, 0b11_0000].iter().any(|pair| number & pair == 0);
+            assert_eq!(majority(number), whole, "subset {number}");
+        }
+        for count in [3, 5] {
+            let members: Vec<_> = (0..count).collect();
+            assert!(connected_majority(&[], &members));
+            assert!(connected_majority(&halves(&members), &members));
+            assert!(connected_majority(&bridge(&members), &members));
+            assert!(!connected_majority(&ring(&members), &members), "each link is cut in one direction");
+            for (out, into) in [(true, false), (false, true), (true, true)] {
+                assert!(connected_majority(&around(&members, 1, out, into), &members));
+            }
+        }
+        // Of five nodes three are a majority; a shard on the other three is none.
+        assert!(!connected_majority(&subset(SUBSETS - 1, &three), &[0, 1, 2, 3, 4]));
+        assert!(connected_majority(&halves(&[0, 1, 2, 3]), &[0, 1, 2, 3]));
+    }
+
+    #[test]
+    fn the_detail_says_what_is_to_be_expected() {
+        assert_eq!(words_of(&[(0, 1)], &[0, 1, 2], true), "majority=true well=true");
+        assert_eq!(words_of(&ring(&[0, 1, 2]), &[0, 1, 2], false), "majority=false");
+    }
+
+    #[test]
+    fn so_many_of_some_are_chosen_in_every_way() {
+        assert_eq!(chosen(&[7, 8, 9], 2), [[7, 8], [7, 9], [8, 9]]);
+        assert_eq!((chosen(&[1, 2, 3, 4, 5], 3).len(), chosen(&[1], 2).len(), chosen(&[], 0).len()), (10, 0, 1));
     }
 
     #[test]

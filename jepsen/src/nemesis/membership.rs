@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use async_trait::async_trait;
 use rand::rngs::StdRng;
 
 use super::{NemesisContext, Strike};
-use crate::cluster::Mark;
+use crate::cluster::{Mark, NodeFailed};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Change {
@@ -64,35 +64,50 @@ impl Strike for Churn {
         match done {
             Ok(detail) => open.end_seen(true, detail),
             // Refused or hindered; who belongs and who does not is told by the cluster afterwards.
-            Err(error) => open.end_seen(false, format!("{error:#}")),
+            Err(error) => {
+                if error.chain().any(|cause| cause.is::<NodeFailed>()) {
+                    // Nothing hinders a fresh node in starting.
+                    ctx.report.violation(format!("{}: {error:#}", self.name));
+                }
+                open.end_seen(false, format!("{error:#}"));
+            }
         }
         Ok(())
+    }
+}
+
+/// Waits for a change, which may take minutes, but not beyond the end of faults: what is left open then is finished when the
+/// cluster is healed.
+async fn unless_over(ctx: &NemesisContext, change: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::select! {
+        done = change => done,
+        () = ctx.stop.cancelled() => bail!("the faults were to end before the change did"),
     }
 }
 
 async fn join_and_leave(ctx: &NemesisContext, length: Duration) -> Result<String> {
     let new = ctx.cluster.start_fresh().await?;
     let _hold = ctx.hold(&[Mark::Node(new)]).await;
-    ctx.cluster.join(new).await?;
+    unless_over(ctx, ctx.cluster.join(new)).await?;
     ctx.wait(length).await;
-    ctx.cluster.leave(new, false).await?;
+    unless_over(ctx, ctx.cluster.leave(new, false)).await?;
     Ok(format!("node {new} joined and left"))
 }
 
 async fn leave_and_join(ctx: &NemesisContext, old: usize, length: Duration) -> Result<String> {
     // Of three nodes the third leaves with fewer replicas, or not at all.
-    ctx.cluster.leave(old, true).await?;
+    unless_over(ctx, ctx.cluster.leave(old, true)).await?;
     ctx.wait(length).await;
     let new = ctx.cluster.start_fresh().await?;
-    ctx.cluster.join(new).await?;
+    unless_over(ctx, ctx.cluster.join(new)).await?;
     Ok(format!("node {old} left, node {new} joined afresh"))
 }
 
 async fn replace(ctx: &NemesisContext, old: usize, length: Duration) -> Result<String> {
     let new = ctx.cluster.start_fresh().await?;
     let _hold = ctx.hold(&[Mark::Node(new)]).await;
-    ctx.cluster.join(new).await?;
+    unless_over(ctx, ctx.cluster.join(new)).await?;
     ctx.wait(length).await;
-    ctx.cluster.leave(old, false).await?;
+    unless_over(ctx, ctx.cluster.leave(old, false)).await?;
     Ok(format!("node {new} joined, then node {old} left"))
 }

@@ -9,9 +9,11 @@
 //! done, and nothing shows that it bit). What the product must not do in a nemesis's sight, such as to live on after a
 //! failed fsync, is reported as a violation.
 
+mod amnesia;
 mod clocks;
 mod corruption;
 mod disks;
+mod healing;
 mod links;
 mod membership;
 mod packets;
@@ -31,9 +33,10 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::{Cluster, Hold, Mark};
+use crate::cluster::{Cluster, Healing, Hold, Mark};
 use crate::event::{Fault, Injection, Micros};
 
+pub(crate) use healing::undue_quarantines;
 pub use schedule::Strike;
 use schedule::{Chaos, Driven};
 
@@ -167,6 +170,12 @@ impl NemesisContext {
         }
     }
 
+    /// What a node has logged over all its starts. Bytes that are no text are shown as such.
+    fn logged(&self, node: usize) -> String {
+        let log = std::fs::read(self.cluster.log_path(node)).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
     /// Starts a node after a fault from which it must come back, and says so if it does not.
     async fn back(&self, node: usize, after: &str) {
         let started = match self.cluster.is_running(node) {
@@ -225,11 +234,14 @@ pub struct Needs {
     pub loop_disk: bool,
     /// Clocks that can be moved.
     pub faketime: bool,
+    /// A program that can end at a failpoint.
+    pub failpoints: bool,
     /// As many nodes at least.
     pub nodes: usize,
 }
 
-const ANY: Needs = Needs { loop_disk: false, faketime: false, nodes: 3 };
+const ANY: Needs = Needs { loop_disk: false, faketime: false, failpoints: false, nodes: 3 };
+const FAILPOINTS: Needs = Needs { failpoints: true, ..ANY };
 const DISK: Needs = Needs { loop_disk: true, ..ANY };
 const CLOCK: Needs = Needs { faketime: true, ..ANY };
 
@@ -261,6 +273,11 @@ pub const NAMES: &[(&str, &str, Needs)] = &[
     ("pause-leader", "SIGSTOP of the leader of control", ANY),
     ("pause-majority", "SIGSTOP of a majority", ANY),
     ("restart-loop", "one node is killed again as soon as it serves", ANY),
+    (
+        "failpoint",
+        "one node ends between two steps of its own, such as a durable batch and the floor that says so",
+        FAILPOINTS,
+    ),
     ("rolling-restart", "SIGTERM and start of each node in turn", ANY),
     ("power-cut", "one node loses its power and what it did not sync", DISK),
     ("power-cut-leader", "the leader of control loses its power", DISK),
@@ -270,6 +287,11 @@ pub const NAMES: &[(&str, &str, Needs)] = &[
     ("stalled-disk", "the disk of one node answers nothing", DISK),
     ("disk-full", "the disk of one node has no room", DISK),
     ("corruption", "a file of one node is damaged while it is down; :CLASS takes files of one class", ANY),
+    (
+        "amnesia",
+        "one of three nodes loses its log, beside one that was cut off and without the one that knows better",
+        ANY,
+    ),
     ("clock-jump", "the wall clock of one node jumps, up to days, and back", CLOCK),
     ("clock-strobe", "the wall clock of one node jumps to and fro many times a second", CLOCK),
     ("clock-drift", "the wall clock of one node runs too fast or too slow", CLOCK),
@@ -310,6 +332,7 @@ pub fn by_name(name: &str, seed: u64) -> Option<Box<dyn Nemesis>> {
 fn strike(name: &str, argument: Option<&str>) -> Option<Box<dyn Strike>> {
     match (name, argument) {
         ("links", Some(argument)) => Some(Box::new(links::Subset::new(argument)?)),
+        ("amnesia", None) => Some(Box::new(amnesia::Amnesia)),
         ("corruption", class) => Some(Box::new(corruption::Corruption::new(class)?)),
         (_, Some(_)) => None,
         (name, None) => links::Partition::named(name)
@@ -322,11 +345,12 @@ fn strike(name: &str, argument: Option<&str>) -> Option<Box<dyn Strike>> {
     }
 }
 
-/// Ends every fault and starts every member that is down. The cluster may still need time to be healthy.
+/// Ends every fault and starts every member that is down. The cluster may still need time to be healthy. Says who does not
+/// start or had to be replaced.
 ///
 /// # Errors
-/// What could not be ended, or who does not start.
-pub async fn heal(cluster: &Cluster) -> Result<()> {
+/// What of the harness did not work.
+pub async fn heal(cluster: &Cluster) -> Result<Healing> {
     cluster.heal().await
 }
 

@@ -49,11 +49,11 @@ impl Strike for PowerCut {
         let open = ctx.begin(self.name, self.name);
         let seen = ctx.cluster.power_cut(&nodes).await?;
         ctx.wait(length).await;
-        for (node, started) in nodes.iter().zip(join_all(nodes.iter().map(|node| ctx.cluster.power_on(*node))).await) {
-            if let Err(error) = started {
-                ctx.report.violation(format!("node {node} does not come back after a power cut: {error:#}"));
-            }
+        // A disk that cannot be mounted is a fault of this machine: it says nothing about the node.
+        for mounted in join_all(nodes.iter().map(|node| ctx.cluster.mount_again(*node))).await {
+            mounted?;
         }
+        join_all(nodes.iter().map(|node| ctx.back(*node, "a power cut"))).await;
         open.end_seen(seen.iter().all(|seen| *seen), format!("{}: the disk refused a write with EIO", shown(&nodes)));
         Ok(())
     }

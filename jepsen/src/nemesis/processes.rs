@@ -7,10 +7,12 @@ use async_trait::async_trait;
 use futures::future::{join_all, try_join_all};
 use rand::Rng;
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
 use tokio::time::Instant;
 
 use super::{NemesisContext, Strike};
 use crate::cluster::{Hold, Mark};
+use crate::event::WAS_WELL;
 
 /// How long a cluster may take to be well between two nodes of a rolling restart, before the next is restarted anyway.
 const ROLLED: Duration = Duration::from_secs(30);
@@ -68,6 +70,7 @@ pub(super) fn named(name: &str) -> Option<Box<dyn Strike>> {
         "pause-leader" => Some(Box::new(Pause { name: "pause-leader", whom: Whom::Leader })),
         "pause-majority" => Some(Box::new(Pause { name: "pause-majority", whom: Whom::Majority })),
         "restart-loop" => Some(Box::new(RestartLoop)),
+        "failpoint" => Some(Box::new(AtFailpoint)),
         "rolling-restart" => Some(Box::new(RollingRestart)),
         _ => None,
     }
@@ -167,6 +170,57 @@ impl Strike for RestartLoop {
     }
 }
 
+/// A node that ends at a failpoint: between two steps that no kill from outside would hit.
+struct AtFailpoint;
+
+/// The failpoints that a member passes, how often it may pass each before, and how often each is drawn.
+const FAILPOINTS: [(&str, u64, u32); 8] = [
+    ("batch_committed", 400, 6),
+    ("rows_written", 400, 6),
+    ("checkpoint_made", 2, 2),
+    ("checkpoint_kept", 2, 2),
+    ("floor_lowered", 0, 1),
+    ("snapshot_received", 0, 1),
+    ("snapshot_placed", 0, 1),
+    ("state_destroyed", 0, 1),
+];
+
+#[async_trait]
+impl Strike for AtFailpoint {
+    fn name(&self) -> &'static str {
+        "failpoint"
+    }
+
+    async fn strike(&mut self, ctx: &NemesisContext, dice: &mut StdRng, length: Duration) -> Result<()> {
+        let name = "failpoint";
+        if !ctx.cluster.has_failpoints() {
+            ctx.skip(name, name, "there is no program that can end at a failpoint");
+            return Ok(());
+        }
+        let Some((node, _hold)) = ctx.pick_one(dice) else {
+            ctx.skip(name, name, "every node is held or down");
+            return Ok(());
+        };
+        let (point, most, _) = FAILPOINTS.choose_weighted(dice, |(.., weight)| *weight)?;
+        let passes = dice.random_range(0..=*most);
+        let open = ctx.begin(name, format!("{name} {point}"));
+        ctx.cluster.kill(node).await?;
+        let logged = ctx.logged(node).len();
+        // One that passes it while it starts never serves, and is no less dead for it.
+        if ctx.cluster.start_ending(node, &format!("{point}:{passes}")).await.is_ok() {
+            tokio::select! {
+                _ = ctx.cluster.wait_exit(node, length) => {}
+                () = ctx.stop.cancelled() => {}
+            }
+        }
+        ctx.cluster.kill(node).await?;
+        let ended = ctx.logged(node).get(logged..).is_some_and(|log| log.contains("ends at the failpoint"));
+        ctx.back(node, "its end at a failpoint").await;
+        open.end_seen(ended, format!("node {node}, after {passes} passes"));
+        Ok(())
+    }
+}
+
 /// Each member in turn is asked to stop and started again, as for an upgrade.
 struct RollingRestart;
 
@@ -177,6 +231,7 @@ impl Strike for RollingRestart {
     }
 
     async fn strike(&mut self, ctx: &NemesisContext, _dice: &mut StdRng, _length: Duration) -> Result<()> {
+        let mut well = false;
         for node in ctx.cluster.members() {
             let kind = "rolling-restart";
             let Some(_hold) = ctx.hold(&[Mark::Node(node)]).await else {
@@ -202,10 +257,11 @@ impl Strike for RollingRestart {
                 ctx.report.violation(format!("node {node} ended with {status} when it was asked to stop"));
             }
             ctx.back(node, "a planned stop").await;
-            open.end_seen(ended.is_some(), format!("node {node} stopped in {} ms", stopped.as_millis()));
+            let since = if well { WAS_WELL } else { "" };
+            open.end_seen(ended.is_some(), format!("node {node} stopped in {} ms {since}", stopped.as_millis()));
             // Under other faults it may never be well; then the next is restarted all the same.
             tokio::select! {
-                _ = ctx.cluster.wait_healthy(ROLLED) => {}
+                rolled = ctx.cluster.wait_healthy(ROLLED) => well = rolled.is_ok(),
                 () = ctx.stop.cancelled() => return Ok(()),
             }
         }

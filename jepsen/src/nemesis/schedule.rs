@@ -73,6 +73,7 @@ impl Nemesis for Chaos {
             needs.nodes <= cluster.members().len()
                 && (!needs.loop_disk || cluster.has_power_switch(0))
                 && (!needs.faketime || cluster.has_clock(0))
+                && (!needs.failpoints || cluster.has_failpoints())
         };
         let kinds: Vec<&str> = NAMES.iter().filter(|(.., needs)| met(needs)).map(|(name, ..)| *name).collect();
         while ctx.wait(draw(&ctx.pace.calm, &mut self.dice)).await {

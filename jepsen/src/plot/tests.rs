@@ -22,6 +22,7 @@ fn history(operations: u64, faults: u64) -> History {
                 process: *process,
                 phase,
                 operation: operation.clone(),
+                part: None,
                 node: None,
                 error: None,
             });

@@ -3,21 +3,26 @@
 //! ```text
 //! start the cluster - prepare - load ............................................ final reads - hashes - stop - check
 //!                               calm - faults ........... heal - calm
+//!                                                            healthy?
 //! ```
 //!
-//! The load goes on a little after the last fault has ended, so that it shows how soon writes succeed again. A failure of
-//! the harness makes the run void and never a verdict on the cluster; what was recorded until then is judged all the same.
+//! The load goes on a little after the last fault has ended, so that it shows how soon writes succeed again; how soon the
+//! cluster is healthy is measured from then on too. A failure of the harness makes the run void and never a verdict on the
+//! cluster; what was recorded until then is judged all the same.
+//!
+//! What was asked for, how far the run came and what the harness itself saw are written into the history. So the verdict is a
+//! function of that file alone, and `check` gives it again.
 
 mod hashes;
 mod report;
+mod witness;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use parking_lot::Mutex;
-use tokio::task::JoinSet;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -26,9 +31,9 @@ pub use report::{RunReport, Struck, kinds, struck};
 #[cfg(test)]
 pub(crate) use report::tests::sample;
 
-use crate::check::{self, Outcome, Rules};
-use crate::cluster::{Cluster, ClusterConfig, DiskKind};
-use crate::event::{Fault, Micros, Phase, Verdict};
+use crate::check::{self, Outcome};
+use crate::cluster::{Cluster, ClusterConfig, DiskKind, Healing, is_of_nodes};
+use crate::event::{Asked, Fault, Note, Operation, Phase, Stage};
 use crate::history::{Dialect, History, Recorder};
 use crate::nemesis::{self, NemesisContext, Pace, Report};
 use crate::plot;
@@ -36,8 +41,8 @@ use crate::workload::{self, Probe, WorkContext, Workload};
 
 /// The load runs alone for so long before the first fault, and after the last.
 const CALM: Duration = Duration::from_secs(2);
-/// How long a nemesis may take to end its faults.
-const NEMESIS_ENDS: Duration = Duration::from_secs(120);
+/// How long a nemesis may take to end its faults. One start of a node alone may take a minute, and a strike may make several.
+const NEMESIS_ENDS: Duration = Duration::from_secs(300);
 /// How long clients may take to end their last operation.
 const LOAD_ENDS: Duration = Duration::from_secs(60);
 /// How long the cluster may take to be healthy after all faults have ended.
@@ -62,6 +67,8 @@ pub struct RunConfig {
     pub nodes: usize,
     /// The binary of the nodes.
     pub binary: PathBuf,
+    /// The program that can end at a failpoint, if there is one.
+    pub failpoints: Option<PathBuf>,
     /// A bug that the binary is to have; it must be one that has them.
     pub planted: Option<String>,
     /// Operations a second that the load aims at.
@@ -78,10 +85,9 @@ pub struct RunConfig {
     pub keep: bool,
 }
 
-/// What went wrong beside the history.
+/// Where nemeses and the run itself tell what they saw.
 struct Watch {
     recorder: Recorder,
-    seen: Mutex<Verdict>,
 }
 
 impl Report for Watch {
@@ -92,23 +98,33 @@ impl Report for Watch {
 
     fn violation(&self, what: String) {
         tracing::error!(what, "violation");
-        self.seen.lock().violations.push(what);
+        self.recorder.note(&Note::Violation { what, time: self.recorder.now() });
     }
 }
 
 impl Watch {
     fn void(&self, why: String) {
         tracing::error!(why, "the run is void");
-        self.seen.lock().void.push(why);
+        self.recorder.note(&Note::Void { why, time: self.recorder.now() });
     }
-}
 
-/// What is known of a load beside its history.
-struct Attacked {
-    /// For how long it ran.
-    seconds: f64,
-    /// When clients and agents had ended.
-    at_rest: Micros,
+    fn reached(&self, stage: Stage) {
+        tracing::info!(?stage, "reached");
+        self.recorder.note(&Note::Reached { stage, time: self.recorder.now() });
+    }
+
+    /// What went wrong under attack: nodes that do not do what they must break a promise; everything else is the harness.
+    fn failed(&self, error: &anyhow::Error) {
+        if is_of_nodes(error) { self.violation(format!("{error:#}")) } else { self.void(format!("harness: {error:#}")) }
+    }
+
+    fn healed(&self, healing: Healing) {
+        for (node, refusal) in healing.replaced {
+            tracing::warn!(node, refusal, "a damaged node refused to start and was replaced by hand");
+            self.recorder.note(&Note::Replaced { node, refusal, time: self.recorder.now() });
+        }
+        healing.refused.into_iter().for_each(|what| self.violation(what));
+    }
 }
 
 /// Checks what can be checked before anything is started.
@@ -126,12 +142,20 @@ pub fn validate(config: &RunConfig) -> Result<()> {
             nemesis::by_name(name, config.seed).is_some(),
             "{name:?} is no nemesis: `quorate-jepsen list` names them"
         );
-        let least = nemesis::needs(name).map_or(1, |needs| needs.nodes);
+        let needs = nemesis::needs(name).unwrap_or_default();
+        let least = needs.nodes.max(1);
+        ensure!(
+            !needs.failpoints || config.failpoints.is_some(),
+            "the nemesis {name} needs a program that can end at a failpoint: build quorate-planted or give --failpoints"
+        );
         ensure!(config.nodes >= least, "the nemesis {name} needs at least {least} nodes: give --nodes {least}");
     }
     ensure!((1..=9).contains(&config.nodes), "--nodes is between 1 and 9");
     ensure!(config.rate > 0.0, "--rate is more than 0");
     ensure!(config.binary.is_file(), "{} is no binary: give --binary", config.binary.display());
+    if let Some(program) = &config.failpoints {
+        ensure!(program.is_file(), "{} is no binary: give --failpoints", program.display());
+    }
     Ok(())
 }
 
@@ -144,32 +168,50 @@ pub async fn run(config: &RunConfig, interrupted: CancellationToken) -> Result<R
     let directory = fs_err::canonicalize(&config.directory)?;
     let history_path = directory.join("history.jsonl");
     let recorder = Recorder::create(&history_path)?;
+    recorder.note(&Note::Asked(asked(config)));
     let began = Instant::now();
-    let watch = Arc::new(Watch { recorder: recorder.clone(), seen: Mutex::new(Verdict::default()) });
-    let loaded = match start(config, &directory).await {
+    let watch = Arc::new(Watch { recorder: recorder.clone() });
+    match start(config, &directory).await {
         Ok(cluster) => {
             let cluster = Arc::new(cluster);
-            let attacked = attack(config, &cluster, &recorder, &watch, began, &interrupted).await;
-            look_at_logs(&cluster, &watch);
+            let stop = CancellationToken::new();
+            let witness = tokio::spawn(witness::watch(directory.clone(), recorder.clone(), stop.clone()));
+            if let Err(error) = attack(config, &cluster, &recorder, &watch, began, &interrupted).await {
+                watch.failed(&error);
+            }
+            stop.cancel();
+            if let Err(error) = witness.await? {
+                watch.void(format!("harness: watching the machine: {error:#}"));
+            }
+            look_at_nodes(&cluster, &watch);
             if config.keep {
                 keep(&cluster, &directory)?;
             }
             if let Err(error) = cluster.stop().await {
                 watch.void(format!("harness: removing the cluster: {error:#}"));
             }
-            attacked
         }
-        Err(error) => Err(error.context("starting the cluster")),
-    };
-    let attacked = loaded.unwrap_or_else(|error| {
-        watch.void(format!("harness: {error:#}"));
-        Attacked { seconds: began.elapsed().as_secs_f64(), at_rest: recorder.now() }
-    });
-    let history = recorder.finish()?;
-    let seen = watch.seen.lock().clone();
-    let report = judge(config, history, seen, &attacked, &directory).await?;
+        // Nothing has been attacked yet.
+        Err(error) => watch.void(format!("harness: starting the cluster: {error:#}")),
+    }
+    let report = judge(config, recorder.finish()?, &directory).await?;
     fs_err::write(directory.join("report.json"), serde_json::to_vec_pretty(&report)?)?;
     Ok(report)
+}
+
+/// What the history says of its run.
+fn asked(config: &RunConfig) -> Asked {
+    Asked {
+        workload: config.workload.clone(),
+        parts: workload::parts(&config.workload),
+        nemeses: config.nemeses.clone(),
+        nodes: config.nodes,
+        seed: config.seed,
+        seconds: config.time_limit.as_secs_f64(),
+        rate: config.rate,
+        floor: config.floor * workload::share_of(&config.workload, config.rate),
+        planted: config.planted.clone(),
+    }
 }
 
 async fn start(config: &RunConfig, directory: &Path) -> Result<Cluster> {
@@ -181,6 +223,7 @@ async fn start(config: &RunConfig, directory: &Path) -> Result<Cluster> {
         binary: config.binary.clone(),
         directory: directory.to_owned(),
         disk,
+        failpoints: config.failpoints.clone(),
         planted: config.planted.clone(),
         faketime: needs.iter().any(|needs| needs.faketime),
         arguments: config.arguments.clone(),
@@ -196,14 +239,21 @@ async fn attack(
     watch: &Arc<Watch>,
     began: Instant,
     interrupted: &CancellationToken,
-) -> Result<Attacked> {
+) -> Result<()> {
     let workload: Arc<dyn Workload> = workload::by_name(&config.workload).context("a workload of that name")?.into();
     let stop_load = CancellationToken::new();
     let ctx = WorkContext::new(cluster.clone(), recorder.clone(), stop_load.clone(), config.seed, config.rate)?;
+    // What consists of several loads labels them itself.
+    let label = |ctx: WorkContext| match workload::parts(&config.workload)[..] {
+        [part] => ctx.labelled(part),
+        _ => ctx,
+    };
+    let ctx = label(ctx);
     let probe = Probe::default();
-    workload.prepare(&ctx).await.context("preparing the workload")?;
-    probe.prepare(&ctx).await.context("preparing the probes")?;
-    let load_began = Instant::now();
+    // Nothing has been attacked yet, so whatever fails here is no verdict: only its words are kept.
+    workload.prepare(&ctx).await.map_err(|error| anyhow!("preparing the workload: {error:#}"))?;
+    probe.prepare(&ctx).await.map_err(|error| anyhow!("preparing the probes: {error:#}"))?;
+    watch.reached(Stage::Load);
     let mut load = tokio::spawn({
         let (workload, probe, ctx) = (workload.clone(), probe.clone(), ctx.clone());
         async move { tokio::join!(workload.run(&ctx), probe.run(&ctx)).0 }
@@ -213,27 +263,40 @@ async fn attack(
         ended = &mut load => bail!("the load ended early: {ended:?}"),
     }
     let faults = strike(config, cluster, watch, began, interrupted).await;
-    nemesis::heal(cluster).await.context("healing the cluster")?;
-    tokio::time::sleep(CALM).await;
-    stop_load.cancel();
-    let seconds = load_began.elapsed().as_secs_f64();
-    timeout(LOAD_ENDS, load).await.context("the load does not end")???;
+    watch.healed(nemesis::heal(cluster).await.context("healing the cluster")?);
+    watch.reached(Stage::Healed);
+    let (_, ended) = tokio::join!(recover(cluster, watch), calm(load, &stop_load, watch));
+    ended?;
     faults?;
-    match cluster.wait_healthy(HEALTHY).await {
-        Ok(took) => tracing::info!(?took, "healthy"),
-        Err(error) => {
-            watch.violation(format!("the cluster is not healthy {HEALTHY:?} after all faults ended: {error:#}"))
-        }
-    }
-    let ctx = ctx.renewed()?;
+    let ctx = label(ctx.renewed()?);
+    watch.reached(Stage::Finals);
     timeout(FINAL, workload.finish(&ctx)).await.context("the final reads do not end")??;
     timeout(FINAL, probe.finish(&ctx)).await.context("the final reads of the probes do not end")?;
-    let at_rest = recorder.now();
+    watch.reached(Stage::AtRest);
     hashes::record(cluster, recorder).await;
     if interrupted.is_cancelled() {
         watch.void("it was interrupted".into());
     }
-    Ok(Attacked { seconds, at_rest })
+    Ok(())
+}
+
+/// Waits until the cluster is healthy, while the load goes on.
+async fn recover(cluster: &Cluster, watch: &Watch) {
+    match cluster.wait_healthy(HEALTHY).await {
+        Ok(_) => watch.reached(Stage::Healthy),
+        Err(error) => {
+            watch.violation(format!("the cluster is not healthy {HEALTHY:?} after all faults ended: {error:#}"));
+        }
+    }
+}
+
+/// Lets the load go on for a little, and ends it.
+async fn calm(load: JoinHandle<Result<()>>, stop: &CancellationToken, watch: &Watch) -> Result<()> {
+    tokio::time::sleep(CALM).await;
+    stop.cancel();
+    timeout(LOAD_ENDS, load).await.context("the load does not end")???;
+    watch.reached(Stage::LoadEnded);
+    Ok(())
 }
 
 /// Lets the nemeses strike for the time limit, and waits until they have ended their faults.
@@ -300,8 +363,11 @@ fn keep(cluster: &Cluster, directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A panic of a node is a violation, whatever it did to the clients.
-fn look_at_logs(cluster: &Cluster, watch: &Watch) {
+/// A node that ends or panics is a violation, whatever it did to the clients, and so is a replica that is given up without
+/// damage.
+fn look_at_nodes(cluster: &Cluster, watch: &Watch) {
+    cluster.ended_by_themselves().into_iter().for_each(|what| watch.violation(what));
+    nemesis::undue_quarantines(cluster).into_iter().for_each(|what| watch.violation(what));
     for node in 0..cluster.size() {
         let Ok(log) = std::fs::read(cluster.log_path(node)) else { continue };
         let log = String::from_utf8_lossy(&log);
@@ -313,20 +379,9 @@ fn look_at_logs(cluster: &Cluster, watch: &Watch) {
     }
 }
 
-async fn judge(
-    config: &RunConfig,
-    history: History,
-    seen: Verdict,
-    attacked: &Attacked,
-    directory: &Path,
-) -> Result<RunReport> {
-    let names = config.nemeses.iter().map(|name| name.split(':').next().unwrap_or(name));
-    // Chaos strikes under the names of others.
-    let asked = names.filter(|name| !matches!(*name, "chaos" | "none")).map(str::to_owned).collect();
-    let mut rules = Rules { asked, floor: config.floor, ..Rules::default() };
-    // Replicas can be equal only once nobody writes any more: the time that is allowed runs from then on.
-    let healed = history.faults.iter().map(|fault| fault.to).max().unwrap_or(0);
-    rules.equal_within += attacked.at_rest.saturating_sub(healed);
+/// What the run comes to: what its history says.
+async fn judge(config: &RunConfig, history: History, directory: &Path) -> Result<RunReport> {
+    let (from, to) = history.load();
     let mut report = RunReport {
         valid: Outcome::Void,
         workload: config.workload.clone(),
@@ -334,7 +389,7 @@ async fn judge(
         planted: config.planted.clone(),
         nodes: config.nodes,
         seed: config.seed,
-        seconds: attacked.seconds,
+        seconds: Duration::from_micros(to.saturating_sub(from)).as_secs_f64(),
         operations: 0,
         ok: 0,
         faults: struck(&history.faults),
@@ -347,7 +402,7 @@ async fn judge(
     let directory = directory.to_owned();
     let title = format!("{} under {}, seed {}", config.workload, config.nemeses.join(", "), config.seed);
     let task = tokio::task::spawn_blocking(move || -> Result<RunReport> {
-        let verdict = seen.merge(check::run(&history, &rules));
+        let verdict = check::recorded(&history);
         report.operations = ended(&history, |_| true);
         report.ok = ended(&history, |phase| phase == Phase::Ok);
         history.write_edn(&directory.join("history.edn"), Dialect::Knossos)?;
@@ -359,8 +414,8 @@ async fn judge(
     task.await?
 }
 
-/// Operations that ended, instant ones among them.
+/// Operations that ended, instant ones among them. Hashes are none: the harness asks for them as often as it likes.
 fn ended(history: &History, wanted: impl Fn(Phase) -> bool) -> u64 {
-    let phases = history.events.iter().map(|event| event.phase);
-    phases.filter(|phase| *phase != Phase::Invoke && wanted(*phase)).count() as u64
+    let events = history.events.iter().filter(|event| !matches!(event.operation, Operation::Hash { .. }));
+    events.map(|event| event.phase).filter(|phase| *phase != Phase::Invoke && wanted(*phase)).count() as u64
 }

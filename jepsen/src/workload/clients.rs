@@ -8,7 +8,7 @@ use quorate_client::Client;
 use crate::cluster::Cluster;
 
 /// How long a call may take. Short, so that a client of a node that is cut off tries again soon.
-const DEADLINE: Duration = Duration::from_secs(3);
+pub(super) const DEADLINE: Duration = Duration::from_secs(3);
 
 /// One client for each node that knows no other, and one that knows all.
 ///

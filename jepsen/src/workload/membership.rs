@@ -6,19 +6,18 @@ use anyhow::Result;
 use async_trait::async_trait;
 
 use super::mixed::Together;
-use super::queue::Queue;
-use super::register::Register;
-use super::search::Freshness;
 use super::{WorkContext, Workload};
+use crate::event::Part;
+
+/// What it consists of, and the share of each.
+pub(super) const PARTS: [(f64, Part); 3] = [(0.5, Part::Register), (0.3, Part::Queue), (0.2, Part::Search)];
 
 /// The load of a changing membership.
 pub(super) struct Membership(Together);
 
 impl Membership {
     pub(super) fn new() -> Membership {
-        let parts: Vec<(f64, Box<dyn Workload>)> =
-            vec![(0.5, Box::new(Register::new())), (0.3, Box::new(Queue::new())), (0.2, Box::new(Freshness::new()))];
-        Membership(Together::new(parts))
+        Membership(Together::new(&PARTS))
     }
 }
 

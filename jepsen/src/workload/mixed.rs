@@ -4,26 +4,24 @@ use anyhow::Result;
 use async_trait::async_trait;
 use futures::future::try_join_all;
 
-use super::lease::Lease;
-use super::queue::Queue;
-use super::register::Register;
-use super::requests::Requests;
-use super::search::Freshness;
-use super::{WorkContext, Workload};
+use super::{WorkContext, Workload, load};
+use crate::event::Part;
 
 /// Loads that run side by side.
 pub(super) struct Together {
-    parts: Vec<(f64, Box<dyn Workload>)>,
+    parts: Vec<(f64, Part, Box<dyn Workload>)>,
 }
 
 impl Together {
-    pub(super) fn new(parts: Vec<(f64, Box<dyn Workload>)>) -> Together {
-        Together { parts }
+    /// Loads with their shares of the rate.
+    pub(super) fn new(parts: &[(f64, Part)]) -> Together {
+        let parts = parts.iter().filter_map(|(share, part)| Some((*share, *part, load(*part)?)));
+        Together { parts: parts.collect() }
     }
 
     fn each(&self, ctx: &WorkContext) -> Vec<(&dyn Workload, WorkContext)> {
-        let numbered = self.parts.iter().enumerate();
-        numbered.map(|(ordinal, (share, load))| (&**load, ctx.part(*share, ordinal as u64 + 1))).collect()
+        let numbered = self.parts.iter().zip(1_u64..);
+        numbered.map(|((share, part, load), salt)| (&**load, ctx.part(*share, salt).labelled(*part))).collect()
     }
 
     pub(super) async fn prepare(&self, ctx: &WorkContext) -> Result<()> {
@@ -44,19 +42,16 @@ impl Together {
     }
 }
 
+/// What it consists of, and the share of each.
+pub(super) const PARTS: [(f64, Part); 5] =
+    [(0.40, Part::Register), (0.25, Part::Queue), (0.10, Part::Lease), (0.10, Part::Requests), (0.15, Part::Search)];
+
 /// The load of everything.
 pub(super) struct Mixed(Together);
 
 impl Mixed {
     pub(super) fn new() -> Mixed {
-        let parts: Vec<(f64, Box<dyn Workload>)> = vec![
-            (0.40, Box::new(Register::new())),
-            (0.25, Box::new(Queue::new())),
-            (0.10, Box::new(Lease::new())),
-            (0.10, Box::new(Requests::new())),
-            (0.15, Box::new(Freshness::new())),
-        ];
-        Mixed(Together::new(parts))
+        Mixed(Together::new(&PARTS))
     }
 }
 

@@ -12,6 +12,7 @@
 
 mod audit;
 mod clients;
+mod consumer;
 mod lease;
 mod membership;
 mod mixed;
@@ -34,6 +35,7 @@ pub use clients::Clients;
 pub use probe::Probe;
 
 use crate::cluster::Cluster;
+use crate::event::Part;
 use crate::history::Recorder;
 
 /// The workloads by name, with what they do.
@@ -99,6 +101,12 @@ impl WorkContext {
         }
     }
 
+    /// The same for one part of the run: what it records says so.
+    #[must_use]
+    pub fn labelled(&self, part: Part) -> WorkContext {
+        WorkContext { recorder: self.recorder.of(part), ..self.clone() }
+    }
+
     /// A value that this history has not had yet.
     #[must_use]
     pub fn value(&self) -> u64 {
@@ -131,18 +139,41 @@ pub trait Workload: Send + Sync {
     async fn finish(&self, ctx: &WorkContext) -> Result<()>;
 }
 
-/// The workload of that name; `None` if there is none.
+/// The loads that a workload consists of; none for a name that is none.
+#[must_use]
+pub fn parts(name: &str) -> Vec<Part> {
+    match name {
+        "membership" => membership::PARTS.map(|(_, part)| part).to_vec(),
+        "mixed" => mixed::PARTS.map(|(_, part)| part).to_vec(),
+        name => Part::LOADS.iter().filter(|(_, load)| *load == name).map(|(part, _)| *part).collect(),
+    }
+}
+
+/// How much of a rate that it is given a workload aims at: agents that hold what they are given for long do little of it.
+#[must_use]
+pub fn share_of(name: &str, rate: f64) -> f64 {
+    if name == "lease" { (lease::MOST_RATE / rate).min(1.0) } else { 1.0 }
+}
+
+/// The load of one part alone; probes are none.
+fn load(part: Part) -> Option<Box<dyn Workload>> {
+    Some(match part {
+        Part::Register => Box::new(register::Register::new()),
+        Part::Queue => Box::new(queue::Queue::new()),
+        Part::Lease => Box::new(lease::Lease::new()),
+        Part::Requests => Box::new(requests::Requests::new()),
+        Part::Search => Box::new(search::Freshness::new()),
+        Part::Probe(_) => return None,
+    })
+}
+
+/// The workload of that name; `None` if there is none. One that is a single load is given a context that is labelled with it.
 #[must_use]
 pub fn by_name(name: &str) -> Option<Box<dyn Workload>> {
     Some(match name {
-        "register" => Box::new(register::Register::new()),
-        "queue" => Box::new(queue::Queue::new()),
-        "lease" => Box::new(lease::Lease::new()),
-        "requests" => Box::new(requests::Requests::new()),
-        "search" => Box::new(search::Freshness::new()),
         "membership" => Box::new(membership::Membership::new()),
         "mixed" => Box::new(mixed::Mixed::new()),
-        _ => return None,
+        name => load(name.parse().ok()?)?,
     })
 }
 
@@ -155,7 +186,17 @@ mod tests {
         for (name, what) in NAMES {
             assert_eq!(by_name(name).map(|workload| workload.name()), Some(*name));
             assert!(!what.is_empty());
+            assert!(!parts(name).is_empty(), "{name} consists of something");
         }
-        assert!(by_name("nothing").is_none());
+        assert_eq!(parts("mixed").len(), 5);
+        assert!(by_name("nothing").is_none() && parts("nothing").is_empty());
+        assert!(by_name("probe-0").is_none(), "probes are no workload");
+    }
+
+    #[test]
+    fn agents_that_hold_their_tasks_for_long_do_less() {
+        assert!((share_of("lease", 150.0) - 1.0 / 30.0).abs() < 1e-9);
+        assert!((share_of("lease", 2.0) - 1.0).abs() < 1e-9);
+        assert!((share_of("mixed", 150.0) - 1.0).abs() < 1e-9);
     }
 }

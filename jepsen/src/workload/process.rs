@@ -68,7 +68,12 @@ impl Process {
     pub(super) fn new(ctx: &WorkContext, ordinal: usize) -> Process {
         let (node, client) = ctx.clients.of(ordinal);
         let random = StdRng::seed_from_u64(ctx.seed.wrapping_add(ordinal as u64 * 7_919));
-        Process { recorded: ctx.recorder.process(), node, client, random }
+        Process { random, ..Process::with(ctx, node, client) }
+    }
+
+    /// A process with a client of its own.
+    pub(super) fn with(ctx: &WorkContext, node: Option<usize>, client: Client) -> Process {
+        Process { recorded: ctx.recorder.process(), node, client, random: StdRng::seed_from_u64(ctx.seed) }
     }
 
     /// An operation begins.

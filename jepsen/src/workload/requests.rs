@@ -5,26 +5,21 @@
 //! is sent again, and then its history would say both. Two agents complete the tasks, because an id must be remembered
 //! when its task is long done, and because a second task for one request would be delivered.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use quorate_client::{Agent, AgentHandle, Output};
+use quorate_client::AgentHandle;
 use rand::Rng;
 use uuid::Uuid;
 
-use super::audit;
-use super::pending::Pending;
 use super::process::{End, Pace, Process};
-use super::queue::{patient_task, token_text, value_of};
-use super::{WorkContext, Workload};
+use super::queue::patient_task;
+use super::{WorkContext, Workload, audit, consumer};
 use crate::event::Operation;
 
 const QUEUE: &str = "requests";
 const PROCESSES: usize = 6;
 const AGENTS: usize = 2;
-const TTL: Duration = Duration::from_secs(2);
 /// Requests that are sent again once more at the end.
 const FINAL: usize = 2_000;
 
@@ -113,25 +108,6 @@ async fn enqueue(process: &mut Process, value: u64, id: Uuid) -> Result<u64, quo
     client.enqueue_many([task]).await.map(|ids| ids.first().copied().unwrap_or_default())
 }
 
-/// Completes every task, and tells what was delivered.
-fn agent(ctx: &WorkContext, number: usize) -> Result<AgentHandle> {
-    let client = ctx.clients.all().clone();
-    let recorder = ctx.recorder.clone();
-    let pending = Pending::default();
-    let completed = pending.clone();
-    let handler = move |attempt: quorate_client::Attempt| {
-        let (task, token) = (attempt.task_id, token_text(attempt.token));
-        let value = value_of(&attempt.payload);
-        let mut process = recorder.process();
-        process.instant(Operation::Deliver { value, task, token: token.clone(), attempt: attempt.number });
-        pending.begin(process, task, Operation::Complete { value, task, token: token.clone(), child: None });
-        std::future::ready(Ok(Output::new(token)))
-    };
-    let done = move |task: u64, _: &[u64]| drop(completed.acknowledged(task));
-    let agent = Agent::builder(client, format!("requests-{number}")).role(QUEUE).slots(8).ttl(TTL);
-    Ok(agent.handler(handler).on_completed(done).start()?)
-}
-
 #[async_trait]
 impl Workload for Requests {
     fn name(&self) -> &'static str {
@@ -140,7 +116,7 @@ impl Workload for Requests {
 
     async fn prepare(&self, ctx: &WorkContext) -> Result<()> {
         for number in 0..AGENTS {
-            let agent = agent(ctx, number)?;
+            let agent = consumer::start(ctx, QUEUE, number)?;
             self.agents.lock().push(agent);
         }
         Ok(())

@@ -219,7 +219,7 @@ fn history(operations: &[(u64, Phase, Operation)]) -> History {
     for (process, phase, operation) in operations {
         let time = 1_000 * history.events.len() as u64;
         let (process, phase, operation) = (*process, *phase, operation.clone());
-        history.events.push(Event { time, process, phase, operation, node: Some(1), error: None });
+        history.events.push(Event { time, process, phase, operation, part: None, node: Some(1), error: None });
     }
     history
 }

@@ -1,7 +1,7 @@
 use super::{passes, script::Script, sees};
 use crate::{
     check::{Rules, availability},
-    event::{Injection, Micros, Operation, Verdict},
+    event::{Injection::Installed, Micros, Note, Operation, Part, Stage, Verdict},
 };
 
 const S: Micros = 1_000_000;
@@ -10,65 +10,135 @@ fn judge(script: Script) -> Verdict {
     availability(&script.build(), &Rules::default())
 }
 
-/// Writes that are tried from second `stops` to second `goes` and end then, and go through every tenth of a second else.
-fn load(stops: Micros, goes: Micros) -> Script {
-    let mut script = Script::new();
-    let mut at = 0;
-    while at < 30 * S {
-        let to = if at >= stops && at < goes { goes } else { at + S / 10 };
-        script = script.ok(0, at + 1, to, Operation::Write { key: 1, value: at });
-        at = to;
+/// Probes of a lane every 200 ms, each answered within 50 ms, but for those from second `stops` to second `goes`, which are
+/// answered then.
+fn lane(script: Script, lane: u8, stops: Micros, goes: Micros) -> Script {
+    let mut script = script.by(Part::Probe(lane));
+    for (number, at) in (0..30 * S).step_by(200_000).enumerate() {
+        let at = at + u64::from(lane) + 1;
+        let to = if at >= stops && at < goes { goes + at % S / 10 } else { at + 50_000 };
+        let value = number as u64;
+        let operation = match lane {
+            0 => Operation::Enqueue { value, task: Some(value) },
+            _ => Operation::Write { key: value, value },
+        };
+        script = script.ok(1_000 * u64::from(lane) + value, at, to, operation);
     }
     script
 }
 
+/// Lane 1, that stops and goes.
+fn load(stops: Micros, goes: Micros) -> Script {
+    lane(Script::new(), 1, stops, goes)
+}
+
 #[test]
 fn a_majority_that_writes_within_the_time_passes() {
-    let verdict = judge(load(10 * S, 11 * S).fault(10 * S, 20 * S, Injection::Installed, ""));
+    let verdict = judge(load(10 * S, 11 * S).fault(10 * S, 20 * S, Installed, ""));
     passes(&verdict);
     assert_eq!(verdict.counts["availability faults measured"], 1);
     assert_eq!(verdict.counts["availability slowest write after a fault, ms"], 1_000);
+    assert_eq!(verdict.counts["availability slowest write after a fault to the shard of probes-1, ms"], 1_000);
 }
 
 #[test]
 fn a_majority_that_does_not_write_is_seen() {
-    let verdict = judge(load(10 * S, 13 * S).fault(10 * S, 20 * S, Injection::Installed, ""));
-    sees(&verdict, "acknowledged after 3.000000s, not within 2.000000s, of kill kill -9 at 10.000000s");
-    let never = judge(load(10 * S, 31 * S).fault(10 * S, 20 * S, Injection::Installed, ""));
-    sees(&never, "acknowledged after 21");
+    let verdict = judge(load(10 * S, 13 * S).fault(10 * S, 20 * S, Installed, ""));
+    sees(
+        &verdict,
+        "the next write to the shard of probes-1 was acknowledged after 3.000000s, not within 2.000000s, of kill kill it at 10.000000s",
+    );
+    sees(&judge(load(10 * S, 31 * S).fault(10 * S, 20 * S, Installed, "")), "acknowledged after 21");
+}
+
+#[test]
+fn a_group_that_goes_on_does_not_hide_one_that_has_no_leader() {
+    // The shards answer at once, control does not.
+    let script = lane(lane(load(0, 0), 2, 0, 0), 0, 10 * S, 14 * S).fault(10 * S, 20 * S, Installed, "");
+    sees(&judge(script), "the next write to control was acknowledged after 4.0");
+}
+
+#[test]
+fn a_write_that_began_before_the_fault_shows_nothing() {
+    // It was decided before, and its answer comes late.
+    let script = load(10 * S, 13 * S).by(Part::Probe(1)).ok(
+        7,
+        10 * S - 1,
+        10 * S + S / 2,
+        Operation::Write { key: 1 << 40, value: 1 },
+    );
+    sees(&judge(script.fault(10 * S, 20 * S, Installed, "")), "acknowledged after 3.000000s");
+}
+
+#[test]
+fn what_others_write_shows_nothing_of_a_lane() {
+    let mut script = load(10 * S, 13 * S).by(Part::Register);
+    for at in (0..30 * S).step_by(100_000) {
+        script = script.ok(7, at + 10, at + 20, Operation::Write { key: 1 << 40, value: at });
+    }
+    sees(&judge(script.fault(10 * S, 20 * S, Installed, "")), "acknowledged after 3.000000s");
 }
 
 #[test]
 fn without_a_majority_nothing_is_asked() {
-    let verdict = judge(load(10 * S, 21 * S).fault(10 * S, 20 * S, Injection::Installed, "halves, majority=false"));
+    let verdict = judge(load(10 * S, 21 * S).fault(10 * S, 20 * S, Installed, "halves, majority=false"));
     passes(&verdict);
     assert_eq!(verdict.counts["availability faults without a majority"], 1);
 }
 
 #[test]
 fn a_fault_that_did_not_bite_or_stands_beside_another_is_not_measured() {
-    passes(&judge(load(10 * S, 13 * S).fault(10 * S, 20 * S, Injection::Skipped, "")));
-    let script = load(10 * S, 13 * S).fault(10 * S, 20 * S, Injection::Installed, "").fault(
-        11 * S + 500_000,
-        20 * S,
-        Injection::Indeterminate,
-        "",
-    );
-    let verdict = judge(script);
+    use crate::event::Injection::{Indeterminate, Skipped};
+    passes(&judge(load(10 * S, 13 * S).fault(10 * S, 20 * S, Skipped, "")));
+    let beside = |from, to, detail: &str| {
+        judge(load(10 * S, 13 * S).fault(10 * S, 20 * S, Installed, detail).fault(from, to, Indeterminate, ""))
+    };
+    let verdict = beside(9 * S, 20 * S, "");
     passes(&verdict);
     assert_eq!(verdict.counts["availability faults beside another"], 1);
-    let early = judge(load(10 * S, 13 * S).fault(10 * S, 11 * S, Injection::Installed, ""));
-    passes(&early);
-    assert_eq!(early.counts["availability faults that ended early"], 1);
+    let verdict = beside(11 * S + S / 2, 20 * S, "");
+    passes(&verdict);
+    assert_eq!(verdict.counts["availability faults overtaken by the next"], 1);
+    // What was before does not matter where the cluster was seen to be well.
+    passes(&beside(5 * S, 9 * S, ""));
+    sees(&beside(5 * S, 9 * S, "well=true"), "acknowledged after 3.000000s");
+    passes(&beside(5 * S, 11 * S, "well=true"));
+    sees(&beside(5 * S, 7 * S, ""), "acknowledged after 3.000000s");
+}
+
+#[test]
+fn a_fault_is_measured_until_the_next_one() {
+    let next = |goes: Micros| {
+        let script = load(10 * S, goes).fault(10 * S, 10 * S + S / 2, Installed, "");
+        judge(script.fault(10 * S + S, 20 * S, Installed, "majority=false"))
+    };
+    let verdict = next(10 * S + S / 2);
+    passes(&verdict);
+    assert_eq!(verdict.counts["availability faults measured"], 1);
+    assert_eq!(next(13 * S).counts["availability faults overtaken by the next"], 1);
+}
+
+#[test]
+fn replicas_that_are_made_anew_are_waited_for_longer() {
+    let after = |nemesis: &str| {
+        let script = load(10 * S, 13 * S).fault(10 * S, 20 * S, Installed, "");
+        judge(script.fault_of(nemesis, S, 2 * S, Installed, "majority=false"))
+    };
+    let verdict = after("corruption");
+    passes(&verdict);
+    assert_eq!(verdict.counts["availability faults beside another"], 1);
+    sees(&after("disk-full"), "acknowledged after 3.000000s");
+}
+
+#[test]
+fn a_fault_that_ends_early_has_its_time_from_its_end_on() {
+    passes(&judge(load(10 * S, 12 * S).fault(10 * S, 11 * S, Installed, "")));
+    sees(&judge(load(10 * S, 14 * S).fault(10 * S, 11 * S, Installed, "")), "acknowledged after 4.0");
 }
 
 #[test]
 fn a_nemesis_that_may_leave_no_majority_is_measured_if_it_says_that_it_did() {
-    let judge = |detail: &str| {
-        let mut history = load(10 * S, 13 * S).fault(10 * S, 20 * S, Injection::Installed, detail).build();
-        history.faults[0].nemesis = "links".into();
-        availability(&history, &Rules::default())
-    };
+    let judge = |detail: &str| judge(load(10 * S, 13 * S).fault_of("links", 10 * S, 20 * S, Installed, detail));
     let verdict = judge("0→1");
     passes(&verdict);
     assert_eq!(verdict.counts["availability faults that may leave no majority"], 1);
@@ -76,25 +146,55 @@ fn a_nemesis_that_may_leave_no_majority_is_measured_if_it_says_that_it_did() {
 }
 
 #[test]
-fn a_client_that_knows_one_node_may_be_cut_off_with_it() {
-    let mut history = load(10 * S, 13 * S).fault(10 * S, 20 * S, Injection::Installed, "").build();
-    for event in &mut history.events {
-        event.node = Some(1);
+fn a_node_that_is_broken_again_and_again_leaves_a_majority_at_every_moment() {
+    for nemesis in ["failpoint", "restart-loop", "fsync-error"] {
+        let script = load(14 * S, 17 * S).fault_of(nemesis, 10 * S, 20 * S, Installed, "");
+        sees(&judge(script), "acknowledged after 3.1");
     }
-    let verdict = availability(&history, &Rules::default());
+    let rolling = load(14 * S, 17 * S).fault_of("rolling-restart", 10 * S, 20 * S, Installed, "");
+    passes(&judge(rolling));
+}
+
+#[test]
+fn without_load_nothing_is_measured() {
+    let fault = |script: Script| judge(script.fault(10 * S, 20 * S, Installed, ""));
+    let none = Script::new().ok(0, 1, 2, Operation::Write { key: 1, value: 1 }).ok(
+        0,
+        30 * S,
+        31 * S,
+        Operation::Write { key: 1, value: 2 },
+    );
+    let verdict = fault(none);
+    passes(&verdict);
+    assert_eq!(verdict.counts["availability faults without load"], 1);
+    // The harness itself stood still: nobody asked for two seconds.
+    let moments = (0..30 * S).step_by(200_000).filter(|at| !(10 * S..12 * S).contains(at));
+    let held_up = moments.fold(Script::new().by(Part::Probe(1)), |script, at| {
+        script.ok(at, at + 1, at + 50_000, Operation::Write { key: at, value: at })
+    });
+    let verdict = fault(held_up);
     passes(&verdict);
     assert_eq!(verdict.counts["availability faults without load"], 1);
 }
 
 #[test]
-fn without_load_nothing_is_measured() {
-    let script = Script::new()
-        .ok(0, 1, 2, Operation::Write { key: 1, value: 1 })
-        .ok(0, 30 * S, 31 * S, Operation::Write { key: 1, value: 2 })
-        .fault(10 * S, 20 * S, Injection::Installed, "");
-    let verdict = judge(script);
+fn what_is_late_while_the_machine_stands_still_is_not_held_against_the_cluster() {
+    let stall = |from, to| Note::Stalled { what: "its disk".into(), from, to };
+    let stalled = |from, to| judge(load(10 * S, 13 * S).fault(10 * S, 20 * S, Installed, "").note(stall(from, to)));
+    let verdict = stalled(11 * S, 11 * S + S / 2);
     passes(&verdict);
-    assert_eq!(verdict.counts["availability faults without load"], 1);
+    assert_eq!(verdict.counts["availability faults while the machine stood still"], 1);
+    sees(&stalled(8 * S, 9 * S), "acknowledged after 3.000000s");
+    sees(&stalled(13 * S, 14 * S), "acknowledged after 3.000000s");
+    // And not for ever.
+    let script = load(10 * S, 18 * S).fault(10 * S, 20 * S, Installed, "").note(stall(11 * S, 11 * S + S / 2));
+    sees(&judge(script), "acknowledged after 8.0");
+    let heal = |healthy: Micros| {
+        let script = load(0, 0).fault(5 * S, 10 * S, Installed, "").reached(Stage::Healed, 11 * S);
+        judge(script.reached(Stage::Healthy, healthy).note(stall(12 * S, 13 * S)))
+    };
+    passes(&heal(19 * S));
+    sees(&heal(20 * S), "was healthy 9.000000s after all faults");
 }
 
 fn hash(node: usize, position: u64, hash: u64) -> Operation {
@@ -102,33 +202,63 @@ fn hash(node: usize, position: u64, hash: u64) -> Operation {
 }
 
 /// Two replicas, asked every second after a fault that ends at second 10; they are equal from second `equal` on.
-fn healing(equal: Micros) -> Verdict {
-    let mut script = load(0, 0).fault(5 * S, 10 * S, Injection::Installed, "");
+fn healing(equal: Micros) -> Script {
+    let mut script = load(0, 0).fault(5 * S, 10 * S, Installed, "");
     for second in 11..25 {
-        script = script.instant(1, second * S, hash(0, 50, 5));
+        script = script.instant(1 << 40, second * S, hash(0, 50, 5));
         let position = if second * S >= equal { 50 } else { 40 };
-        script = script.instant(1, second * S + 1, hash(1, position, position / 10));
+        script = script.instant(1 << 40, second * S + 1, hash(1, position, position / 10));
     }
-    judge(script)
+    script
 }
 
 #[test]
 fn replicas_are_equal_soon_after_the_heal() {
-    let verdict = healing(14 * S);
+    let verdict = judge(healing(14 * S));
     passes(&verdict);
     assert_eq!(verdict.counts["availability equal after heal, ms"], 4_000);
-    sees(&healing(16 * S), "the 2 replicas were equal 6.000001s after the last fault");
+    sees(&judge(healing(16 * S)), "the 2 replicas were equal 6.000001s after the last fault");
     sees(
-        &healing(100 * S),
+        &judge(healing(100 * S)),
         "were never equal at one position in the 14.000001s after the last fault: group 1: node 0 0000000000000005 at 50, node 1 0000000000000004 at 40",
     );
+    // Replicas can be equal only once nobody writes any more.
+    passes(&judge(healing(16 * S).reached(Stage::AtRest, 12 * S)));
+}
+
+#[test]
+fn a_replica_that_moved_away_is_not_waited_for() {
+    let moved =
+        healing(14 * S).instant(1 << 40, 10 * S + 1, hash(0, 30, 3)).instant(1 << 40, 10 * S + 2, hash(2, 30, 3));
+    passes(&judge(moved));
 }
 
 #[test]
 fn a_heal_that_nobody_looked_at_is_counted() {
-    let script = load(0, 0).fault(5 * S, 10 * S, Injection::Installed, "");
-    let late = script.instant(1, 25 * S, hash(0, 50, 5)).instant(1, 26 * S, hash(1, 50, 5));
+    let script = load(0, 0).fault(5 * S, 10 * S, Installed, "");
+    let late = script.instant(1 << 40, 25 * S, hash(0, 50, 5)).instant(1 << 40, 26 * S, hash(1, 50, 5));
     let verdict = judge(late);
     passes(&verdict);
     assert_eq!(verdict.counts["availability heals not measured"], 1);
+}
+
+#[test]
+fn the_cluster_is_healthy_soon_after_the_last_fault() {
+    let healed = |nemesis: &str, healthy: Micros| {
+        let script = load(0, 0).fault_of(nemesis, 5 * S, 10 * S, Installed, "");
+        judge(script.reached(Stage::Healed, 11 * S).reached(Stage::Healthy, 11 * S + healthy))
+    };
+    let verdict = healed("kill", 5 * S);
+    passes(&verdict);
+    assert_eq!(verdict.counts["availability healthy after heal, ms"], 5_000);
+    sees(
+        &healed("kill", 5 * S + 1),
+        "was healthy 5.000001s after all faults had ended at 11.000000s, not within 5.000000s",
+    );
+    for nemesis in ["corruption", "replace", "power-cut-all", "disk-full"] {
+        passes(&healed(nemesis, 60 * S));
+        sees(&healed(nemesis, 61 * S), "not within 60.000000s");
+    }
+    let long_ago = load(0, 0).fault_of("replace", 5 * S, 10 * S, Installed, "").fault(75 * S, 80 * S, Installed, "");
+    sees(&judge(long_ago.reached(Stage::Healed, 80 * S).reached(Stage::Healthy, 90 * S)), "not within 5.000000s");
 }

@@ -90,3 +90,35 @@ fn a_repeated_request_is_answered_the_same() {
         .ok(2, 5, 6, Operation::Repeat { value: 7, task: Some(71) });
     sees(&request_ids(&lost.build()), "it took effect twice");
 }
+
+#[test]
+fn an_acknowledged_request_is_not_refused_when_it_is_repeated() {
+    let script = |reason: &str| {
+        Script::new()
+            .ok(1, 1, 2, Operation::Enqueue { value: 7, task: Some(70) })
+            .ok(2, 3, 4, Operation::Repeat { value: 7, task: Some(70) })
+            .fail(2, 5, 6, Operation::Repeat { value: 7, task: None })
+            .because(reason)
+            .build()
+    };
+    sees(&request_ids(&script("REQUEST_EXPIRED")), "repeated at event 4, refused for good with REQUEST_EXPIRED");
+    for passing in ["NO_LEADER", "SHUTTING_DOWN", "UNREACHABLE"] {
+        passes(&request_ids(&script(passing)));
+    }
+    // One whose first answer is not known may be refused.
+    let unknown = Script::new()
+        .info(1, 1, 2, Operation::Enqueue { value: 7, task: None })
+        .fail(2, 3, 4, Operation::Repeat { value: 7, task: None })
+        .because("REQUEST_EXPIRED")
+        .ok(3, 5, 6, Operation::Repeat { value: 7, task: Some(70) });
+    passes(&request_ids(&unknown.build()));
+}
+
+#[test]
+fn repeats_of_which_none_is_answered_prove_nothing() {
+    let script = Script::new()
+        .ok(1, 1, 2, Operation::Enqueue { value: 7, task: Some(70) })
+        .fail(2, 3, 4, Operation::Repeat { value: 7, task: None })
+        .because("NO_LEADER");
+    voids(&request_ids(&script.build()), "of 1 repeated requests none was answered");
+}

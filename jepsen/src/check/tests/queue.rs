@@ -105,6 +105,17 @@ fn a_task_that_stays_ready_while_nothing_moves_is_stuck() {
 }
 
 #[test]
+fn an_acknowledged_task_whose_end_was_not_read_proves_nothing() {
+    let unread = whole().ok(5, 1, 2, enqueue(99, 990)).instant(6, 3, deliver(99, 990, "20.0", 1)).ok(
+        6,
+        4,
+        5,
+        complete(99, 990, "20.0", None),
+    );
+    voids(&judge(unread), "1 acknowledged tasks were not read");
+}
+
+#[test]
 fn one_payload_has_one_task() {
     sees(&judge(whole().instant(5, 3, deliver(7, 71, "6.0", 1))), "enqueued more than once");
 }

@@ -1,13 +1,13 @@
 //! Small histories, written by hand.
 
 use crate::{
-    event::{Event, Fault, Injection, Micros, Operation, Phase},
+    event::{Event, Fault, Injection, Micros, Note, Operation, Part, Phase, Stage},
     history::History,
 };
 
 /// A history in the making. Times are microseconds and must differ where the order matters.
 #[derive(Debug, Default)]
-pub(super) struct Script(History);
+pub(super) struct Script(History, Option<Part>);
 
 impl Script {
     pub(super) fn new() -> Script {
@@ -15,8 +15,28 @@ impl Script {
     }
 
     fn event(mut self, process: u64, time: Micros, phase: Phase, operation: Operation) -> Script {
-        self.0.events.push(Event { time, process, phase, operation, node: None, error: None });
+        self.0.events.push(Event { time, process, phase, operation, part: self.1, node: None, error: None });
         self
+    }
+
+    /// What follows belongs to that part of the run.
+    pub(super) fn by(self, part: Part) -> Script {
+        Script(self.0, Some(part))
+    }
+
+    /// The last event failed for this reason.
+    pub(super) fn because(mut self, reason: &str) -> Script {
+        self.0.events.last_mut().expect("an event").error = Some(reason.to_owned());
+        self
+    }
+
+    pub(super) fn note(mut self, note: Note) -> Script {
+        self.0.notes.push(note);
+        self
+    }
+
+    pub(super) fn reached(self, stage: Stage, time: Micros) -> Script {
+        self.note(Note::Reached { stage, time })
     }
 
     /// An operation that ends somehow.
@@ -41,8 +61,19 @@ impl Script {
         self.event(process, at, Phase::Ok, operation)
     }
 
-    pub(super) fn fault(mut self, from: Micros, to: Micros, injection: Injection, detail: &str) -> Script {
-        let (nemesis, kind) = ("kill".to_owned(), "kill -9".to_owned());
+    pub(super) fn fault(self, from: Micros, to: Micros, injection: Injection, detail: &str) -> Script {
+        self.fault_of("kill", from, to, injection, detail)
+    }
+
+    pub(super) fn fault_of(
+        mut self,
+        nemesis: &str,
+        from: Micros,
+        to: Micros,
+        injection: Injection,
+        detail: &str,
+    ) -> Script {
+        let (nemesis, kind) = (nemesis.to_owned(), format!("{nemesis} it"));
         self.0.faults.push(Fault { nemesis, kind, from, to, injection, detail: detail.to_owned() });
         self
     }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::resource::Resource;
 use super::wire::{Session, TTL, token_of};
 use super::{Backlog, QUEUE};
-use crate::event::{Operation, Token};
+use crate::event::{Note, Operation, Token};
 use crate::history::{Process, Recorder};
 use crate::workload::queue::value_of;
 
@@ -26,9 +26,12 @@ const IDLE: Duration = Duration::from_millis(500);
 enum Manner {
     /// Works, then finishes.
     Honest,
+    /// Works for longer than a lease lasts, and renews it meanwhile.
+    Patient,
     /// Says nothing until the lease is long over, then goes on as if nothing had been.
     Silent,
-    /// Moves to another node in the midst of it; the old stream closes a little later.
+    /// Moves to another node in the midst of it; the old stream closes a little later, or even gives the session back, which
+    /// is not its to give any more.
     Moving,
     /// Breaks off and comes back, soon or too late.
     Breaking,
@@ -70,6 +73,11 @@ impl Agent {
                     self.perform(&mut session, &grant).await;
                 }
             }
+            if let Some(left) = session.robbed_of() {
+                let what =
+                    format!("leases: the session {} of {} was ended {left:?} before its lease", session.id, self.name);
+                self.recorder.note(&Note::Violation { what, time: self.recorder.now() });
+            }
             session.close().await;
         }
     }
@@ -86,7 +94,8 @@ impl Agent {
     fn manner(&mut self) -> Manner {
         match self.random.random_range(0..100) {
             _ if self.calm.is_cancelled() => Manner::Honest,
-            0..50 => Manner::Honest,
+            0..42 => Manner::Honest,
+            42..50 => Manner::Patient,
             50..65 => Manner::Silent,
             65..88 => Manner::Moving,
             _ => Manner::Breaking,
@@ -103,6 +112,12 @@ impl Agent {
         self.labour(session, &mut work).await;
         match manner {
             Manner::Honest => {}
+            Manner::Patient => {
+                let end = Instant::now() + TTL.mul_f64(self.random.random_range(1.5..3.0));
+                while session.holds(work.token) && Instant::now() < end {
+                    self.labour(session, &mut work).await;
+                }
+            }
             Manner::Silent => {
                 let silence = TTL.mul_f64(self.random.random_range(1.2..2.0));
                 tokio::time::sleep(silence).await;
@@ -143,6 +158,10 @@ impl Agent {
     async fn move_away(&mut self, session: &mut Session, work: &Work) {
         let node = session.elsewhere(self.random.random_range(0..8));
         if let Ok(Some(old)) = session.resume(node, work.token).await {
+            if self.random.random_bool(0.3) {
+                old.close();
+                return;
+            }
             let late = Duration::from_millis(self.random.random_range(0..600));
             // It closes while the session works elsewhere.
             drop(tokio::spawn(async move {

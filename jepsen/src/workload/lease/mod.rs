@@ -36,7 +36,7 @@ const SDK_AGENTS: usize = 2;
 /// Longer than that of the wire agents: the SDK's margin grows with it, and the harness's own threads are not to blame.
 const SDK_TTL: Duration = Duration::from_secs(5);
 /// Tasks a second that the agents can do.
-const MOST_RATE: f64 = 5.0;
+pub(super) const MOST_RATE: f64 = 5.0;
 /// Tasks that are not completed; beyond it nothing is enqueued.
 const MOST_OPEN: u64 = 40;
 

@@ -53,6 +53,11 @@ impl Stream {
         // A stream that is over is noticed where it is read.
         let _ = self.out.unbounded_send(WorkRequest { frame: Some(frame) });
     }
+
+    /// Gives the session back on this stream, and goes.
+    pub(super) fn close(self) {
+        self.send(Said::Close(v1::CloseSession {}));
+    }
 }
 
 /// A session as its agent sees it.
@@ -69,6 +74,8 @@ pub(super) struct Session {
     lost: HashSet<Token>,
     grants: VecDeque<Grant>,
     acks: HashMap<u64, FinishAck>,
+    /// How much of the lease was left when the cluster ended the session.
+    robbed_of: Option<Duration>,
 }
 
 pub(super) fn token_of(wire: Option<v1::Token>) -> Token {
@@ -101,7 +108,13 @@ impl Session {
             lost: HashSet::new(),
             grants: VecDeque::new(),
             acks: HashMap::new(),
+            robbed_of: None,
         })
+    }
+
+    /// How much of the lease was left when the cluster ended the session, once: what was renewed holds for its whole time.
+    pub(super) fn robbed_of(&mut self) -> Option<Duration> {
+        self.robbed_of.take()
     }
 
     /// Whether there is a stream, as far as was read.
@@ -146,7 +159,11 @@ impl Session {
             Some(Heard::Cancel(cancel)) => {
                 self.lost.insert(token_of(cancel.token));
             }
-            Some(Heard::Gone(_)) => self.stream = None,
+            Some(Heard::Gone(_)) => {
+                self.stream = None;
+                let left = (self.renewed + TTL).saturating_duration_since(Instant::now());
+                self.robbed_of = Some(left).filter(|left| *left > MARGIN);
+            }
             Some(Heard::Opened(_)) | None => {}
         }
     }

@@ -1,0 +1,96 @@
+//! A node that has forgotten what it acknowledged, beside one that never heard of it: the two are a majority, and must
+//! not act as one.
+//!
+//! ```text
+//!   third  ──────┐cut off┌─────────── runs ───────────
+//!   lost   ── acknowledges ──X loses its log, runs ───
+//!   keeper ── acknowledges ──X────── down ──────┐ runs
+//! ```
+//!
+//! What the lost node acknowledged while the third one was cut off is then on the keeper alone. A replica that came
+//! back under its old id with an empty log would vote for the third one, and both would go on without what was
+//! acknowledged.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use async_trait::async_trait;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+
+use super::healing::{self, Healed, Noticed};
+use super::{NemesisContext, Strike};
+use crate::cluster::{Mark, Refusal};
+
+/// How long the third node is cut off at least: long enough for an election and some writes.
+const APART: Duration = Duration::from_secs(3);
+/// How long the two that know too little run alone at least: long enough for elections and some writes, if they held
+/// any.
+const ALONE: Duration = Duration::from_secs(5);
+
+pub(super) struct Amnesia;
+
+#[async_trait]
+impl Strike for Amnesia {
+    fn name(&self) -> &'static str {
+        "amnesia"
+    }
+
+    async fn strike(&mut self, ctx: &NemesisContext, dice: &mut StdRng, length: Duration) -> Result<()> {
+        let name = "amnesia";
+        let mut members = ctx.cluster.members();
+        members.shuffle(dice);
+        let [third, lost, keeper] = members[..] else {
+            ctx.skip(name, name, "it takes a cluster of three");
+            return Ok(());
+        };
+        let Some(right) = ctx.hold(&[Mark::Damage]).await else {
+            ctx.skip(name, name, "another node is not whole");
+            return Ok(());
+        };
+        let marks = [Mark::Links, Mark::Node(third), Mark::Node(lost), Mark::Node(keeper)];
+        let Some(held) = ctx.hold(&marks).await else {
+            ctx.skip(name, name, "another fault holds a node or the links");
+            return Ok(());
+        };
+        if members.iter().any(|node| !ctx.cluster.is_running(*node)) {
+            ctx.skip(name, name, "a node is down");
+            return Ok(());
+        }
+        let open = ctx.begin(name, name);
+        let others = [lost, keeper];
+        let links: Vec<_> = others.iter().flat_map(|other| [(third, *other), (*other, third)]).collect();
+        let cut = ctx.cluster.cut(&links, Refusal::Drop).await?;
+        ctx.wait(length.max(APART)).await;
+        ctx.cluster.kill(lost).await?;
+        ctx.cluster.kill(keeper).await?;
+        ctx.cluster.lose_log(lost)?;
+        ctx.cluster.mend(&cut).await?;
+        let logged = ctx.logged(lost).len();
+        let refused = healing::refusal(ctx.cluster.start_node(lost).await)?;
+        ctx.wait(length.max(ALONE)).await;
+        ctx.back(keeper, "a kill").await;
+        // Other faults may come while it heals, but for damage.
+        drop(held);
+        let healed = match refused {
+            Some(refused) => refused,
+            None => healing::watch(ctx, lost).await?,
+        };
+        let log = ctx.logged(lost);
+        let (noticed, line) = Noticed::in_log(log.get(logged..).unwrap_or_default());
+        if let Healed::Late(why) | Healed::Refused(why) = &healed {
+            ctx.report.violation(format!("corruption: node {lost} lost its log and is not whole by itself: {why}"));
+        }
+        match &healed {
+            Healed::Itself(_) => ctx.cluster.damage_is_healed(lost),
+            _ => right.keep(),
+        }
+        let detail = format!(
+            "majority=false node {third} was cut off, node {lost} lost its log, node {keeper} was down meanwhile; \
+             noticed={noticed} {healed:?}; {}",
+            line.unwrap_or("it said nothing")
+        );
+        open.end_seen(noticed == Noticed::Quarantine && matches!(healed, Healed::Itself(_)), detail);
+        Ok(())
+    }
+}

@@ -1,0 +1,238 @@
+//! What a damaged node makes of it: whether it notices, and whether it is whole again without anybody's help.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::time::Instant;
+
+use super::NemesisContext;
+use crate::cluster::{Cluster, Mark, is_of_nodes};
+
+/// How soon a damaged node must be whole by itself, if no other fault hinders it.
+pub(super) const SELF_HEALED: Duration = Duration::from_secs(60);
+/// For how long one is watched that other faults hinder.
+const WATCHED: Duration = Duration::from_secs(120);
+/// How long a node that was replaced by hand may take to be whole.
+const REPLACED: Duration = Duration::from_secs(120);
+/// How often a node that ends by itself over its damage is started again.
+const STARTS: u32 = 3;
+
+/// What nodes log when they take a replica out of service. A test holds these sentences against the source.
+const QUARANTINE: [&str; 3] = [
+    "a replica of this node is taken out of service",
+    "a replica is damaged and quarantined",
+    "the log database is damaged; it is moved aside, and every replica of this node is quarantined",
+];
+/// When they drop a checkpoint that is of no use.
+const DROPPED: [&str; 2] = [
+    "a checkpoint of an earlier process is damaged; it is dropped",
+    "a checkpoint is damaged; it is dropped and another is made",
+];
+/// When they make something anew out of what is whole.
+const REPAIRED: [&str; 3] = [
+    "one copy of the identity is damaged; it is made anew from the other",
+    "one of the two slots of the floor is damaged; the other one is used",
+    "an index is rebuilt from its rows",
+];
+
+/// What a node said about the damage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Noticed {
+    /// It took a replica out of service.
+    Quarantine,
+    /// It used what was whole, and made the other anew.
+    Repaired,
+    /// It dropped something that it can do without.
+    Dropped,
+    /// It did not start.
+    Refused,
+    /// Nothing.
+    Nothing,
+}
+
+impl fmt::Display for Noticed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Noticed::Quarantine => "quarantine",
+            Noticed::Repaired => "repaired",
+            Noticed::Dropped => "dropped",
+            Noticed::Refused => "refused",
+            Noticed::Nothing => "none",
+        })
+    }
+}
+
+impl Noticed {
+    /// What a log says, and the line that says so.
+    pub(super) fn in_log(log: &str) -> (Noticed, Option<&str>) {
+        let kinds: [(Noticed, &[&str]); 3] =
+            [(Noticed::Quarantine, &QUARANTINE), (Noticed::Dropped, &DROPPED), (Noticed::Repaired, &REPAIRED)];
+        for (noticed, sentences) in kinds {
+            let says = |line: &&str| sentences.iter().any(|sentence| line.contains(sentence));
+            if let Some(line) = log.lines().find(says) {
+                return (noticed, Some(line));
+            }
+        }
+        (Noticed::Nothing, None)
+    }
+}
+
+/// Of each node that nothing has damaged the first replica that it took out of service all the same: no crash, no cut
+/// and no full disk looks like damage.
+pub(crate) fn undue_quarantines(cluster: &Cluster) -> Vec<String> {
+    let sound = (0..cluster.size()).filter(|node| !cluster.may_be_quarantined(*node));
+    let told = sound.filter_map(|node| {
+        let log = std::fs::read(cluster.log_path(node)).ok()?;
+        match Noticed::in_log(&String::from_utf8_lossy(&log)) {
+            (Noticed::Quarantine, Some(line)) => {
+                Some(format!("quarantine: node {node} gave up a replica that nothing has damaged: {}", line.trim()))
+            }
+            _ => None,
+        }
+    });
+    told.collect()
+}
+
+/// What became of a damaged node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Healed {
+    /// It was whole again after so long.
+    Itself(Duration),
+    /// It was not, though nothing hindered it: what was wrong.
+    Late(String),
+    /// It was not, and other faults may be the reason.
+    Hindered(String),
+    /// It did not start: what it said.
+    Refused(String),
+    /// The faults were to end before.
+    Unknown,
+}
+
+/// Watches a node that has just been started. One that ends by itself is started again, as its supervisor would do it.
+///
+/// # Errors
+/// If the harness cannot start it.
+pub(super) async fn watch(ctx: &NemesisContext, node: usize) -> Result<Healed> {
+    let begun = Instant::now();
+    let hindered = AtomicBool::new(false);
+    let mut why = String::new();
+    loop {
+        let limit = if hindered.load(Ordering::Relaxed) { WATCHED } else { SELF_HEALED };
+        let left = limit.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            return Ok(if hindered.load(Ordering::Relaxed) { Healed::Hindered(why) } else { Healed::Late(why) });
+        }
+        tokio::select! {
+            whole = whole(ctx, node, left) => match whole {
+                Ok(()) => return Ok(Healed::Itself(begun.elapsed())),
+                Err(wrong) => why = wrong,
+            },
+            refused = attend(ctx, node, &hindered) => return refused,
+            () = ctx.stop.cancelled() => return Ok(Healed::Unknown),
+        }
+    }
+}
+
+/// Waits until the cluster is well, and the node says that it has put others in the place of the replicas it had to
+/// give up.
+async fn whole(ctx: &NemesisContext, node: usize, limit: Duration) -> Result<(), String> {
+    let begun = Instant::now();
+    let mut tick = tokio::time::interval(Duration::from_millis(250));
+    loop {
+        tick.tick().await;
+        let left = limit.saturating_sub(begun.elapsed());
+        ctx.cluster.wait_healthy(left).await.map_err(|error| format!("{error:#}"))?;
+        let wrong = match ctx.cluster.replicas_counted(node).await {
+            Ok((quarantined, healed)) if quarantined == 0 || healed > 0 => return Ok(()),
+            Ok((quarantined, _)) => format!("node {node} has quarantined {quarantined} replicas and healed none"),
+            Err(error) => format!("node {node} does not tell its metrics: {error:#}"),
+        };
+        if begun.elapsed() > limit {
+            return Err(wrong);
+        }
+    }
+}
+
+/// What an attempt to start a node came to, if it does not run. An error of the harness is no refusal.
+pub(super) fn refusal(started: Result<()>) -> Result<Option<Healed>> {
+    match started {
+        Ok(()) => Ok(None),
+        Err(error) if is_of_nodes(&error) => Ok(Some(Healed::Refused(format!("{error:#}")))),
+        Err(error) => Err(error),
+    }
+}
+
+/// Notes other faults, and starts the node again if it ends. Returns only if it does not start.
+async fn attend(ctx: &NemesisContext, node: usize, hindered: &AtomicBool) -> Result<Healed> {
+    let mut tick = tokio::time::interval(Duration::from_millis(100));
+    let mut starts = 0;
+    loop {
+        tick.tick().await;
+        let others = ctx.cluster.members().into_iter().filter(|other| *other != node);
+        if ctx.cluster.marks().others(&[Mark::Damage]) || others.into_iter().any(|other| !ctx.cluster.is_running(other))
+        {
+            hindered.store(true, Ordering::Relaxed);
+        }
+        if ctx.cluster.is_running(node) {
+            continue;
+        }
+        let Some(_hold) = ctx.cluster.marks().take(&[Mark::Node(node)]) else { continue };
+        if starts == STARTS {
+            return Ok(Healed::Refused(format!("it has ended {} times by itself", STARTS + 1)));
+        }
+        starts += 1;
+        if let Some(refused) = refusal(ctx.cluster.start_node(node).await)? {
+            return Ok(refused);
+        }
+    }
+}
+
+/// What an operator does with a node that does not heal or refuses its disk. True if it is whole then.
+pub(super) async fn replace(ctx: &NemesisContext, node: usize) -> (bool, String) {
+    let begun = Instant::now();
+    let replacing = async {
+        ctx.cluster.replace(node).await?;
+        ctx.cluster.wait_healthy(REPLACED).await
+    };
+    tokio::select! {
+        replaced = replacing => match replaced {
+            Ok(_) => (true, format!("replaced by hand in {:.1} s", begun.elapsed().as_secs_f64())),
+            Err(error) => (false, format!("not replaced: {error:#}")),
+        },
+        () = ctx.stop.cancelled() => (false, "not replaced before the end of faults".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sentences_are_those_that_nodes_log() {
+        let sources = [
+            include_str!("../../../node/src/quarantine.rs"),
+            include_str!("../../../node/src/memory/machine.rs"),
+            include_str!("../../../raft/src/start.rs"),
+            include_str!("../../../raft/src/groups.rs"),
+            include_str!("../../../raft/src/checkpoints.rs"),
+            include_str!("../../../raft/src/identity.rs"),
+            include_str!("../../../raft/src/log/floor.rs"),
+        ];
+        for sentence in QUARANTINE.iter().chain(&DROPPED).chain(&REPAIRED) {
+            assert!(sources.iter().any(|source| source.contains(sentence)), "no node logs {sentence:?} any more");
+        }
+    }
+
+    #[test]
+    fn a_quarantine_goes_before_what_else_a_log_says() {
+        let repaired = format!("INFO x\nWARN {}\n", REPAIRED[1]);
+        assert_eq!(Noticed::in_log(&repaired).0, Noticed::Repaired);
+        let both = format!("{repaired}ERROR {} group=1\n", QUARANTINE[0]);
+        let (noticed, line) = Noticed::in_log(&both);
+        assert_eq!((noticed, line.map(|line| line.ends_with("group=1"))), (Noticed::Quarantine, Some(true)));
+        let torn = "WARN the end of the log was torn by a crash; removing it";
+        assert_eq!(Noticed::in_log(torn), (Noticed::Nothing, None), "that is what every crash leaves");
+    }
+}
