@@ -66,6 +66,9 @@ pub struct Start {
     /// Entries that stay in the log below the checkpoint, for followers that are a little behind.
     #[arg(long)]
     purge_tail: Option<u64>,
+    /// Read all logs back every so many seconds, in search of damage that nobody has met, and the states every 24th time.
+    #[arg(long)]
+    scrub_every_s: Option<u64>,
     /// Stop when standard input closes: for processes that must not outlive the one that started them.
     #[arg(long)]
     stop_with_stdin: bool,
@@ -107,6 +110,7 @@ impl Start {
             build_threads: self.build_threads,
             snapshot_log_bytes: self.snapshot_log_bytes,
             purge_tail: self.purge_tail,
+            scrub_every_s: self.scrub_every_s,
         }
     }
 }

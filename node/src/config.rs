@@ -19,6 +19,9 @@ const OTHER_VARIABLES: [&str; 4] = ["QUORATE_CONFIG", "QUORATE_ENDPOINTS", "QUOR
 /// Less would make checkpoints all the time, more would fill disks.
 const SNAPSHOT_LOG_BYTES: std::ops::RangeInclusive<u64> = 64 << 10..=64 << 30;
 
+/// A disk that is never read back may rot, and a month is never.
+const SCRUB_EVERY_S: std::ops::RangeInclusive<u64> = 1..=30 * 24 * 3_600;
+
 /// Heartbeat and election times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -69,6 +72,8 @@ pub struct Config {
     pub snapshot_log_bytes: u64,
     /// How many entries stay in the log below the checkpoint, for followers that are a little behind.
     pub purge_tail: u64,
+    /// Every so many seconds all logs are read back, in search of damage that nobody has met, and the states every 24th time.
+    pub scrub_every_s: u64,
     /// How often the replicas of a group compare the hashes of their states. No key of the file: a simulation, whose faults
     /// come faster, shortens it.
     pub compare_every: Duration,
@@ -104,6 +109,8 @@ pub struct Values {
     pub snapshot_log_bytes: Option<u64>,
     /// See [`Config::purge_tail`].
     pub purge_tail: Option<u64>,
+    /// See [`Config::scrub_every_s`].
+    pub scrub_every_s: Option<u64>,
 }
 
 /// Why a configuration is refused.
@@ -165,6 +172,7 @@ impl Default for Config {
             build_threads: cores.div_ceil(2),
             snapshot_log_bytes: 64 << 20,
             purge_tail: 1_000,
+            scrub_every_s: 3_600,
             compare_every: Duration::from_secs(1),
         }
     }
@@ -227,6 +235,7 @@ impl Config {
         put(&mut self.build_threads, values.build_threads);
         put(&mut self.snapshot_log_bytes, values.snapshot_log_bytes);
         put(&mut self.purge_tail, values.purge_tail);
+        put(&mut self.scrub_every_s, values.scrub_every_s);
     }
 
     /// Checks what can be checked without touching the disk or the network.
@@ -262,6 +271,11 @@ impl Config {
         if !SNAPSHOT_LOG_BYTES.contains(&bytes) {
             let (least, most) = (SNAPSHOT_LOG_BYTES.start(), SNAPSHOT_LOG_BYTES.end());
             return invalid("snapshot_log_bytes", format!("{bytes} is not within {least}..={most}"));
+        }
+        let seconds = self.scrub_every_s;
+        if !SCRUB_EVERY_S.contains(&seconds) {
+            let (least, most) = (SCRUB_EVERY_S.start(), SCRUB_EVERY_S.end());
+            return invalid("scrub_every_s", format!("{seconds} is not within {least}..={most}"));
         }
         Ok(())
     }
@@ -339,6 +353,7 @@ fn set_variable(values: &mut Values, key: &str, value: String) -> Result<(), Str
         "build_threads" => values.build_threads = Some(number(&value)?),
         "snapshot_log_bytes" => values.snapshot_log_bytes = Some(number(&value)?),
         "purge_tail" => values.purge_tail = Some(number(&value)?),
+        "scrub_every_s" => values.scrub_every_s = Some(number(&value)?),
         _ => return Err("there is no such key".into()),
     }
     Ok(())
@@ -417,6 +432,7 @@ mod tests {
         assert!(with(|config| config.client_advertise = Some("a:0".into())).contains("client_advertise"));
         assert!(with(|config| config.search_threads = 0).contains("search_threads"));
         assert!(with(|config| config.label = String::new()).contains("label"));
+        assert!(with(|config| config.scrub_every_s = 0).contains("scrub_every_s"));
         assert!(with(|config| config.data_dir = PathBuf::new()).contains("data_dir"));
     }
 

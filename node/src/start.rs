@@ -41,6 +41,8 @@ const LOCK_FILE: &str = "lock";
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long servers may take to end calls under way.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// States are larger than logs and change less: they are read back once in so many passes over the logs.
+const SCRUBS_TO_A_STATE: u32 = 24;
 
 /// Where a node is reached, as it really is: port 0 of the configuration is resolved, `host:port` each.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -296,6 +298,8 @@ pub async fn start_with(
     raft.registry = metrics.registry.clone();
     raft.snapshot_log_bytes = config.snapshot_log_bytes;
     raft.purge_tail = config.purge_tail;
+    raft.scrub_every = Duration::from_secs(config.scrub_every_s);
+    raft.scrub_state_every = SCRUBS_TO_A_STATE * raft.scrub_every;
     #[cfg(feature = "planted")]
     {
         raft.observer = crate::planted::observer();

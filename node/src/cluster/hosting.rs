@@ -23,8 +23,9 @@ use crate::context::Context;
 use crate::hosting::ShardHost;
 use crate::quarantine::{Case, Stage};
 
-/// Shards have slower timers than control: there are many of them, and an idle group costs by its heartbeat.
-const SHARD_TIMERS_FACTOR: u64 = 3;
+/// Shards have slower timers than control: there are many of them, and an idle group costs by its heartbeat. With more than
+/// twice those of control, writes would wait longer than a second or so for another leader.
+const SHARD_TIMERS_FACTOR: u64 = 2;
 const BARRIER_TIMEOUT: Duration = Duration::from_secs(2);
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -180,7 +180,10 @@ impl Inner {
                         encoded = Some(codec::encode(operation).map_err(|error| Error::internal(error.to_string()))?);
                     }
                     let what = What::Write(encoded.clone().unwrap_or_default());
-                    self.call(node, shard, what, end).await
+                    tokio::select! {
+                        outcome = self.call(node, shard, what, end) => outcome,
+                        () = self.led_by_another(shard, node) => Err(Error::unknown()),
+                    }
                 }
                 Target::Nowhere => Err(Error::no_leader()),
             };
@@ -285,6 +288,20 @@ impl Inner {
         let frame = ShardCall { shard: shard.0, budget_ms, what: Some(what) }.encode_to_vec();
         let answer = self.context.peers.call(node, kind::SHARD_CALL, frame.into(), budget).await?;
         A::decode(answer).map_err(|error| Error::internal(format!("node {node} answered what is no answer: {error}")))
+    }
+
+    /// Returns when this node's replica learns that the lead has gone to another node: one that has lost it, and perhaps the
+    /// network with it, may never answer. Does not return where there is no replica.
+    async fn led_by_another(&self, shard: ShardId, node: NodeId) {
+        let Some(running) = self.running(shard) else { return std::future::pending().await };
+        let mut leadership = running.group.leadership();
+        leadership.mark_unchanged();
+        while leadership.changed().await.is_ok() {
+            if leadership.borrow_and_update().leader.as_ref().is_some_and(|(_, member)| member.node != node) {
+                return;
+            }
+        }
+        std::future::pending().await
     }
 
     /// Where the shard's leader is, as far as this node can tell: it leads itself, or a node was named by a refusal or
