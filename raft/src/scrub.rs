@@ -39,8 +39,9 @@ use crate::metrics::{Part, ScrubMetrics};
 const CHUNK_BYTES: usize = 1 << 20;
 /// How much is read in a second, at most.
 const BYTES_PER_S: u64 = 4 << 20;
-/// Marks that differ are looked at so often, each time when everything is durable.
+/// Marks that differ are looked at so often, again after a pause and then each time when everything is durable.
 const MARK_ROUNDS: usize = 5;
+const MARK_PAUSE: Duration = Duration::from_millis(100);
 
 /// Passes over one kind of what is stored.
 #[derive(Debug)]
@@ -170,14 +171,23 @@ impl Scrub {
     /// Holds the marks of a group against memory.
     async fn scrub_marks(&self, group: &Running) -> io::Result<()> {
         let mut check = MarkCheck::default();
-        for _ in 0..MARK_ROUNDS {
+        for round in 0..MARK_ROUNDS {
             let (log, replica, mut again) = (group.log.clone(), group.replica, std::mem::take(&mut check));
             let read = move || log.check_marks(&mut again, replica).map(|looked| (again, looked));
             let Some((on, looked)) = self.read(group, read).await? else { return Ok(()) };
             check = on;
             match looked {
                 Looked::Whole { .. } => return Ok(()),
-                Looked::UnderWay => self.log.flush().await?,
+                // Most writes have come to their end then, and the log writer has none more for this.
+                Looked::UnderWay if round == 0 => {
+                    if !self.pause(MARK_PAUSE).await {
+                        return Ok(());
+                    }
+                }
+                Looked::UnderWay => {
+                    self.log.flush().await?;
+                    check.all_is_durable();
+                }
                 Looked::Damaged(error) => {
                     self.damaged(group, Part::Log, error.to_string());
                     return Ok(());
@@ -243,11 +253,15 @@ impl Scrub {
     /// Counts what was read, and rests so long that no more is read than may be. False when the node shuts down.
     async fn rest(&self, part: Part, bytes: u64) -> bool {
         self.metrics.read(part, bytes);
-        let rest = Duration::from_secs(1).mul_f64(bytes as f64 / BYTES_PER_S as f64);
+        self.pause(Duration::from_secs(1).mul_f64(bytes as f64 / BYTES_PER_S as f64)).await
+    }
+
+    /// False when the node shuts down.
+    async fn pause(&self, time: Duration) -> bool {
         tokio::select! {
             biased;
             () = self.stop.cancelled() => false,
-            () = tokio::time::sleep(rest) => true,
+            () = tokio::time::sleep(time) => true,
         }
     }
 }

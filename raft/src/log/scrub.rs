@@ -59,8 +59,16 @@ struct Bad {
 /// The marks of one group while they are looked at, more than once if need be.
 #[derive(Debug, Default)]
 pub(crate) struct MarkCheck {
-    /// What memory knew before everything became durable.
-    durable: Option<Marks>,
+    /// What memory knew when they differed last, and whether all that had been submitted by then has become durable since.
+    known: Option<Marks>,
+    is_durable: bool,
+}
+
+impl MarkCheck {
+    /// Everything that was submitted when the marks were looked at last is durable now.
+    pub(crate) fn all_is_durable(&mut self) {
+        self.is_durable = true;
+    }
 }
 
 /// Marks as they must be on the disk, once everything is that was submitted.
@@ -169,11 +177,11 @@ impl GroupLogReader {
         match self.differing_mark(&expected, replica) {
             Ok(()) => Ok(Looked::Whole { bytes: 0, ended: true }),
             Err(LogError::Io(error)) if !is_damage(&error) => Err(error),
-            Err(error) if check.durable.as_ref() == Some(&expected) && self.marks() == expected => {
+            Err(error) if check.is_durable && check.known.as_ref() == Some(&expected) && self.marks() == expected => {
                 Ok(Looked::Damaged(error))
             }
             Err(_) => {
-                check.durable = Some(expected);
+                *check = MarkCheck { known: Some(expected), is_durable: false };
                 Ok(Looked::UnderWay)
             }
         }
@@ -280,7 +288,10 @@ mod tests {
         loop {
             match reader.check_marks(&mut check, REPLICA).unwrap() {
                 Looked::Whole { .. } => return Ok(()),
-                Looked::UnderWay => store.flush().await.unwrap(),
+                Looked::UnderWay => {
+                    store.flush().await.unwrap();
+                    check.all_is_durable();
+                }
                 Looked::Damaged(error) => return Err(error.to_string()),
             }
         }
