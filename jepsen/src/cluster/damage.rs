@@ -39,6 +39,8 @@ const IDENTITIES: [&str; 2] = ["identity.json", "identity-copy.json"];
 const MARKER: &str = "confirmed";
 
 const BLOCK: usize = 4096;
+/// Under which names a node counts the replicas that it took out of service, and those that are in their place.
+const COUNTERS: [&str; 2] = ["quorate_replicas_quarantined_total", "quorate_replicas_healed_total"];
 /// How long a node may take to tell its metrics.
 const ASK: Duration = Duration::from_secs(3);
 
@@ -136,7 +138,7 @@ impl Cluster {
         let exposed =
             tokio::time::timeout(ASK, get(&self.http(node), "/metrics")).await.context("it does not answer")??;
         let counted = |name: &str| counter(&exposed, name).with_context(|| format!("its metrics have no {name}"));
-        Ok((counted("quorate_replicas_quarantined_total")?, counted("quorate_replicas_healed_total")?))
+        Ok((counted(COUNTERS[0])?, counted(COUNTERS[1])?))
     }
 
     fn note_damage(&self, node: usize) {
@@ -428,6 +430,8 @@ mod tests {
     fn a_counter_is_found_by_its_whole_name() {
         let exposed = "# HELP a_total x\na_total_more 7\na_total 3\n";
         assert_eq!((counter(exposed, "a_total"), counter(exposed, "b")), (Some(3), None));
+        let source = include_str!("../../../node/src/metrics.rs");
+        assert!(COUNTERS.iter().all(|name| source.contains(name)), "nodes do not count under these names any more");
     }
 
     fn write(data: &Path, path: &str, bytes: &[u8]) {

@@ -249,6 +249,7 @@ pub(super) async fn output_of<T: DeserializeOwned>(
     let output = tokio::time::timeout(ENDS, output).await;
     ensure!(!late, "it did not end within {limit:?}");
     parse(&output.with_context(|| format!("it did not end within {ENDS:?} of being asked to"))??)
+        .context("it was interrupted")
 }
 
 fn parse<T: DeserializeOwned>(output: &std::process::Output) -> Result<T> {

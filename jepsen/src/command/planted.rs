@@ -92,8 +92,8 @@ pub(super) const BUGS: &[Bug] = &[
     }),
     // Longer than a lease, so that the next leader gives its task to another.
     lasting("4..7", bug("cut-off-renewals", "lease", &["isolate-leader"], &["leases"])),
-    // A node that is slow to hear that a session has left it still takes a close from it.
-    lasting("4..9", bug("late-close", "lease", &["delay"], &["leases"])),
+    // A node that has not heard that a session has left it still takes a close from it, and passes it on when it can.
+    lasting("2..5", Bug { seconds: 80.0, ..bug("late-close", "lease", &["halves"], &["leases"]) }),
     bug("stale-token", "lease", &["none"], &["leases", "queue"]),
     bug("silent-expiry", "lease", &["kill-leader"], &["leases", "queue"]),
     bug("kept-attempts", "lease", &["none"], &["leases", "queue"]),

@@ -2,7 +2,7 @@
 //!
 //! What is still to do follows from the ledger alone ([`plan`]), so a campaign may end at any time and go on at any
 //! other. The next piece is always of the kind that is furthest from its goal. Every piece that was begun gets its
-//! line, whatever became of it: but for those of a campaign that was killed, which are begun anew.
+//! line, whatever became of it: but for those of a campaign that was interrupted or killed, which are begun anew.
 
 mod plan;
 mod simulation;
@@ -103,7 +103,9 @@ impl Campaign {
 
     /// What can be done with the programs that are there. Says what is left out.
     async fn plan(&self, interrupted: &CancellationToken) -> Result<Plan> {
-        let mut plan = Plan { base: self.seed, ..Plan::default() };
+        // What is not committed may be something else each time.
+        let commit = Some(self.commit.clone()).filter(|commit| !commit.is_empty() && !commit.ends_with("-dirty"));
+        let mut plan = Plan { base: self.seed, commit, ..Plan::default() };
         for kind in Kind::ALL.into_iter().filter(|kind| self.only.is_none_or(|only| only == *kind)) {
             let program = self.program(kind)?;
             if !program.is_file() {
@@ -244,6 +246,11 @@ impl Flight {
             "{} {}: {} ({} operations, {} faults, {} s)",
             job.kind, entry.piece, entry.verdict, entry.operations, entry.faults, entry.seconds
         );
+        if self.stop.is_cancelled() && !entry.counts() && !entry.is_broken() {
+            // It was asked to end, and is begun anew by the next campaign.
+            self.void = true;
+            return Ok(());
+        }
         self.book.append(entry)?;
         self.broken |= entry.is_broken();
         if entry.counts() {

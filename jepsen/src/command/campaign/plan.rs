@@ -56,6 +56,8 @@ pub(super) struct Job {
 pub(super) struct Plan {
     /// What all seeds are counted from.
     pub(super) base: u64,
+    /// The commit that is run, if one was told that says what is run.
+    pub(super) commit: Option<String>,
     /// The kinds whose programs are there.
     pub(super) kinds: Vec<Kind>,
     /// The planted bugs whose programs are there.
@@ -145,7 +147,12 @@ impl Plan {
         let piece = match kind {
             Kind::Links => range(LINK_ITEMS, LINK_ITEMS_A_PIECE)?,
             // Seeds that are counted apart are made up for by further ones.
-            Kind::Sim => range(SIM_SEEDS + total.apart, SIM_SEEDS_A_PIECE)?,
+            Kind::Sim => {
+                let mut done = with_flying(ledger, flying, kind);
+                done.extend(self.spoiled(ledger));
+                let range = gap(&done, SIM_SEEDS + total.apart, SIM_SEEDS_A_PIECE)?;
+                format!("{}..{}", range.start, range.end)
+            }
             Kind::Power | Kind::Corruption => format!("{FAULTS_A_PIECE} faults"),
             Kind::Chaos => {
                 let turn = usize::try_from(ordinal).unwrap_or(0) % CHAOS.len();
@@ -156,6 +163,13 @@ impl Plan {
             Kind::Soak => return None,
         };
         Some(Job { kind, piece, seed })
+    }
+
+    /// Seeds of pieces that broke a promise at this very commit: once more they would do the same, until it is mended.
+    fn spoiled(&self, ledger: &Ledger) -> BTreeSet<u64> {
+        let is_this = |entry: &&Entry| Some(&entry.commit) == self.commit.as_ref();
+        let broken = ledger.entries.iter().filter(|entry| entry.kind == Kind::Sim && entry.is_broken());
+        broken.filter(is_this).filter_map(Entry::range).flatten().collect()
     }
 
     /// The next piece of all: of the kind that is furthest from its goal.
@@ -263,7 +277,7 @@ mod tests {
     fn plan() -> Plan {
         let bugs = BUGS.iter().map(|bug| bug.name).collect();
         let sim_bugs = ["a", "b", "c"].map(str::to_owned).to_vec();
-        Plan { base: 1, kinds: Kind::ALL.to_vec(), bugs, sim_bugs }
+        Plan { base: 1, commit: Some("abc".into()), kinds: Kind::ALL.to_vec(), bugs, sim_bugs }
     }
 
     #[test]
@@ -326,6 +340,19 @@ mod tests {
         assert!(ledger.total(Kind::Sim).items >= SIM_SEEDS);
         assert!(ledger.done(Kind::Sim).len() as u64 > SIM_SEEDS);
         assert_eq!(done(&ledger, Kind::Sim).map(|done| done >= 1.0), Some(true));
+    }
+
+    #[test]
+    fn seeds_that_broke_a_promise_are_run_again_when_something_was_changed() {
+        let broken = Entry { commit: "abc".into(), ..entry(Kind::Sim, "0..25", "1 violations: x") };
+        let ledger = Ledger { entries: vec![broken] };
+        let piece = |commit: Option<&str>| {
+            let plan = Plan { commit: commit.map(str::to_owned), ..plan() };
+            plan.next(&ledger, &[], Kind::Sim).map(|job| job.piece)
+        };
+        assert_eq!(piece(Some("abc")).as_deref(), Some("25..50"));
+        assert_eq!(piece(Some("def")).as_deref(), Some("0..25"));
+        assert_eq!(piece(None).as_deref(), Some("0..25"), "nobody knows what is run");
     }
 
     #[test]

@@ -20,6 +20,8 @@ use crate::workload::queue::value_of;
 const ANSWER: Duration = Duration::from_secs(3);
 const RESEND: Duration = Duration::from_millis(300);
 const IDLE: Duration = Duration::from_millis(500);
+/// How long a stream that was left, and gives the session back, is left open.
+const FORGOTTEN: Duration = Duration::from_secs(10);
 
 /// What an agent does with an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,7 +161,7 @@ impl Agent {
         let node = session.elsewhere(self.random.random_range(0..8));
         if let Ok(Some(old)) = session.resume(node, work.token).await {
             if self.random.random_bool(0.3) {
-                old.close();
+                drop(tokio::spawn(old.give_back(FORGOTTEN)));
                 return;
             }
             let late = Duration::from_millis(self.random.random_range(0..600));

@@ -54,9 +54,22 @@ impl Stream {
         let _ = self.out.unbounded_send(WorkRequest { frame: Some(frame) });
     }
 
-    /// Gives the session back on this stream, and goes.
-    pub(super) fn close(self) {
+    /// Gives the session back on this stream, and waits for its end: a stream that is dropped takes back what was not sent yet.
+    async fn close(mut self) {
         self.send(Said::Close(v1::CloseSession {}));
+        self.out.close_channel();
+        self.end(CONNECT).await;
+    }
+
+    /// The same, and stays open for so long, if the node does not end it: one that does not reach the leader now remembers the
+    /// close as long as there is a stream.
+    pub(super) async fn give_back(mut self, patience: Duration) {
+        self.send(Said::Close(v1::CloseSession {}));
+        self.end(patience).await;
+    }
+
+    async fn end(&mut self, patience: Duration) {
+        let _ = timeout(patience, async { while let Ok(Some(_)) = self.incoming.message().await {} }).await;
     }
 }
 
@@ -252,10 +265,8 @@ impl Session {
 
     /// Gives the session back.
     pub(super) async fn close(&mut self) {
-        if let Some(mut stream) = self.stream.take() {
-            stream.send(Said::Close(v1::CloseSession {}));
-            stream.out.close_channel();
-            let _ = timeout(CONNECT, async { while let Ok(Some(_)) = stream.incoming.message().await {} }).await;
+        if let Some(stream) = self.stream.take() {
+            stream.close().await;
         }
     }
 }
