@@ -187,3 +187,38 @@ async fn power_cuts_failed_syncs_and_clocks_bite() {
     drop(cluster);
     assert_eq!(left(&names), Vec::<String>::new(), "a cluster that is dropped leaves nothing either");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_counts_when_the_node_has_noticed_it_and_healed_by_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Arc::new(start(folder.path(), DiskKind::Folder, false).await);
+    let told = Arc::new(Told::default());
+    let brief = Duration::from_millis(200)..=Duration::from_millis(400);
+    let seen = [("corruption:log-manifest", "noticed=quarantine healed=self"), ("corruption:identity", "noticed=")];
+    for (name, words) in seen {
+        let ctx = NemesisContext {
+            cluster: Arc::clone(&cluster),
+            stop: CancellationToken::new(),
+            began: tokio::time::Instant::now(),
+            report: Arc::clone(&told) as Arc<dyn Report>,
+            pace: Pace { fault: brief.clone(), calm: brief.clone() },
+        };
+        let stop = ctx.stop.clone();
+        let mut nemesis = nemesis::by_name(name, 7).unwrap();
+        let running = tokio::spawn(async move { nemesis.run(&ctx).await });
+        let bit = |fault: &Fault| fault.injection == Injection::Installed && fault.detail.contains(words);
+        let seen = tokio::time::timeout(WELL, async {
+            let mut tick = tokio::time::interval(Duration::from_millis(50));
+            while !told.faults.lock().iter().any(bit) {
+                tick.tick().await;
+            }
+        });
+        assert!(seen.await.is_ok(), "{name} did not bite: {:?}", told.faults.lock());
+        stop.cancel();
+        running.await.unwrap().unwrap();
+        nemesis::heal(&cluster).await.unwrap();
+        cluster.wait_healthy(WELL).await.unwrap();
+    }
+    assert_eq!(*told.violations.lock(), Vec::<String>::new());
+    cluster.stop().await.unwrap();
+}

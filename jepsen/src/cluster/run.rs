@@ -115,6 +115,14 @@ impl Run {
         for mount in &mounts {
             note(tool::run(&["umount".as_ref(), mount.as_os_str()]).map(|_| ()), format!("mount {}", mount.display()));
         }
+        // With a namespace the kernel removes its links too, but some time later; with one end of a link the other at once.
+        for interface in self.interfaces()? {
+            let removed = match tool::run(&["ip", "link", "del", &interface]) {
+                Err(error) if Path::new("/sys/class/net").join(&interface).exists() => Err(error),
+                _ => Ok(()),
+            };
+            note(removed, format!("interface {interface}"));
+        }
         for namespace in &namespaces {
             note(tool::run(&["ip", "netns", "del", namespace]).map(|_| ()), format!("namespace {namespace}"));
         }
@@ -136,6 +144,12 @@ impl Run {
     fn namespaces(self) -> Result<Vec<String>> {
         let start = format!("{PREFIX}{}n", self.number);
         Ok(namespaces()?.into_iter().filter(|name| name.starts_with(&start)).collect())
+    }
+
+    /// The ends on this machine of the links into the namespaces.
+    fn interfaces(self) -> Result<Vec<String>> {
+        let start = format!("{PREFIX}{}n", self.number);
+        Ok(interfaces()?.into_iter().filter(|name| name.starts_with(&start)).collect())
     }
 
     fn owner(self) -> Option<Owner> {
