@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use parking_lot::Mutex;
@@ -91,6 +92,9 @@ struct Ending {
     token: Token,
 }
 
+/// An answer that is to come, or why there is none.
+type Submitted = Result<oneshot::Receiver<Answer<Command>>, Error>;
+
 /// The finishes of one frame that were proposed together.
 struct Ended {
     finishes: Vec<SessionFinish>,
@@ -120,11 +124,8 @@ pub(super) async fn serve(
     let registered = Registered { leader: &leader, link: leader.add_link(node, outbox.clone()) };
     let link = registered.link;
     let mut under_way = FuturesUnordered::new();
-    let mut unconfirmed: Option<Up> = None;
+    let mut waiting: Option<BoxFuture<'static, Option<Up>>> = None;
     loop {
-        if let Some(up) = unconfirmed.take_if(|_| leader.is_confirmed()) {
-            under_way.extend(take_in(&leader, link, up));
-        }
         while let Some(Some(ended)) = under_way.next().now_or_never() {
             if !acknowledge(&leader, &outbox, ended) {
                 return;
@@ -140,16 +141,16 @@ pub(super) async fn serve(
             // Whoever else has something for this node is likely to be ready to run too, and goes first.
             () = outbox.filled.notified() => yield_now().await,
             reserved = outbound.reserve(), if stuck => if reserved.is_err() { return },
-            () = sleep(CONFIRM_EVERY), if unconfirmed.is_some() => {}
-            frame = inbound.recv(), if unconfirmed.is_none() && under_way.len() < FRAMES_IN_FLIGHT => {
+            ready = async { waiting.as_mut()?.await }, if waiting.is_some() => {
+                waiting = None;
+                let Some(up) = ready else { return };
+                under_way.extend(take_in(&leader, link, up));
+            }
+            frame = inbound.recv(), if waiting.is_none() && under_way.len() < FRAMES_IN_FLIGHT => {
                 let Some(frame) = frame else { return };
-                let confirmed = leader.is_confirmed();
-                #[cfg(feature = "planted")]
-                let confirmed = confirmed || crate::planted::is("unconfirmed-attach");
                 match Up::decode(frame) {
-                    // What an attach is told comes from this leader's book, and one that was cut off would hand out
-                    // attempts that the next leader has seen finished. So the frame waits, and all behind it.
-                    Ok(up) if !up.attaches.is_empty() && !confirmed => unconfirmed = Some(up),
+                    // The frame waits, and all behind it.
+                    Ok(up) if !up.attaches.is_empty() => waiting = Some(attachable(leader.clone(), up).boxed()),
                     Ok(up) => under_way.extend(take_in(&leader, link, up)),
                     Err(error) => {
                         tracing::error!(%node, %error, "a relay frame does not decode; closing the stream");
@@ -161,12 +162,48 @@ pub(super) async fn serve(
     }
 }
 
+/// Gives a frame with attaches back when they may be taken in; `None` if this leader cannot come to that.
+///
+/// First the log has to know the streams by which agents go on, so that no later leader takes one that was left for the
+/// session's. Then a quorum must follow this leader: what an attach is told comes from its book, and one that was cut off
+/// would hand out attempts that the next leader has seen finished.
+async fn attachable(leader: Arc<Leader>, up: Up) -> Option<Up> {
+    let new: Vec<Command> = leader.context.control.read(|state| {
+        let attaches = up.attaches.iter().map(|attach| (SessionId(attach.session), attach.attachment));
+        let new = attaches.filter(|(session, number)| state.attachment(*session).is_some_and(|known| known < *number));
+        new.map(|(session, attachment)| Command::AttachSession { session, attachment }).collect()
+    });
+    if !new.is_empty() {
+        leader.with_book(|book, _| {
+            for command in &new {
+                if let Command::AttachSession { session, attachment } = *command {
+                    book.roster.goes_on(session, attachment);
+                }
+            }
+        });
+        // What is refused is found out when it is taken in: the session is over, or has a later stream.
+        let submit = || leader.context.control.submit(new.iter().cloned().map(Operation::new).collect());
+        if let Err(error) = settle(submit(), submit).await {
+            tracing::debug!(%error, "streams of sessions could not be proposed; the node is to show them again");
+            return None;
+        }
+    }
+    #[cfg(feature = "planted")]
+    if crate::planted::is("unconfirmed-attach") {
+        return Some(up);
+    }
+    while !leader.is_confirmed() {
+        sleep(CONFIRM_EVERY).await;
+    }
+    Some(up)
+}
+
 /// Takes one frame in and proposes its finishes, if it has any. The proposal is queued before the next frame is read, so
 /// that the order of frames is kept.
 fn take_in(leader: &Arc<Leader>, link: LinkId, up: Up) -> Option<impl Future<Output = Ended> + use<>> {
     let finishes = receive(leader, link, up)?;
-    let answer = submit(leader, &finishes);
-    Some(end(leader.clone(), finishes, answer))
+    let first = submit(leader, &finishes);
+    Some(end(leader.clone(), finishes, first))
 }
 
 /// Takes one frame in. Returns its finishes, which are still to be proposed.
@@ -192,8 +229,9 @@ fn receive(leader: &Leader, link: LinkId, up: Up) -> Option<Vec<SessionFinish>> 
         }
         let mut closing = Vec::new();
         for Place { session, attachment } in up.closes {
-            if book.roster.close(link, SessionId(session), attachment, now) {
-                closing.push(Operation::new(Command::CloseSession { session: SessionId(session) }));
+            let session = SessionId(session);
+            if let Some(attachment) = book.roster.close(link, session, attachment, now) {
+                closing.push(Operation::new(Command::CloseSession { session, attachment }));
             }
         }
         for Place { session, attachment } in up.detaches {
@@ -270,7 +308,7 @@ fn endings(finishes: &[SessionFinish]) -> impl Iterator<Item = (Ending, &v1::fin
     })
 }
 
-fn submit(leader: &Leader, finishes: &[SessionFinish]) -> Result<oneshot::Receiver<Answer<Command>>, Error> {
+fn submit(leader: &Leader, finishes: &[SessionFinish]) -> Submitted {
     let operations = endings(finishes).map(|(ending, outcome)| {
         let Ending { task, token, .. } = ending;
         Operation::new(match outcome {
@@ -292,28 +330,28 @@ fn submit(leader: &Leader, finishes: &[SessionFinish]) -> Result<oneshot::Receiv
     leader.context.control.submit(operations.collect())
 }
 
-/// Waits for the answer. While the proposer sheds, the frame waits here and with it, in the end, the node.
-async fn end(
-    leader: Arc<Leader>,
-    finishes: Vec<SessionFinish>,
-    mut submitted: Result<oneshot::Receiver<Answer<Command>>, Error>,
-) -> Ended {
+/// Waits for the answer to finishes.
+async fn end(leader: Arc<Leader>, finishes: Vec<SessionFinish>, first: Submitted) -> Ended {
     #[cfg(feature = "planted")]
-    if crate::planted::is("early-acknowledge") && submitted.is_ok() {
+    if crate::planted::is("early-acknowledge") && first.is_ok() {
         let answer = Ok(vec![Ok(Reply::Completed { children: Vec::new() }); finishes.len()]);
         return Ended { finishes, answer };
     }
+    let answer = settle(first, || submit(&leader, &finishes)).await;
+    Ended { finishes, answer }
+}
+
+/// Waits for the answer to what was submitted. While the proposer sheds, it is submitted again, and the frame waits here and
+/// with it, in the end, the node.
+async fn settle(mut submitted: Submitted, again: impl Fn() -> Submitted) -> Answer<Command> {
     loop {
         match submitted {
-            Ok(receiver) => {
-                let answer = receiver.await.unwrap_or_else(|_| Err(Error::shutting_down()));
-                return Ended { finishes, answer };
-            }
+            Ok(receiver) => return receiver.await.unwrap_or_else(|_| Err(Error::shutting_down())),
             Err(error) if error.reason == ErrorReason::Overloaded => {
                 sleep(error.retry_after.unwrap_or(OVERLOADED_RETRY_AFTER)).await;
-                submitted = submit(&leader, &finishes);
+                submitted = again();
             }
-            Err(error) => return Ended { finishes, answer: Err(error) },
+            Err(error) => return Err(error),
         }
     }
 }

@@ -89,7 +89,7 @@ struct Seat {
     running: HashMap<TaskId, Running>,
     closing: u32,
     reserved: u32,
-    /// The highest attachment that was seen.
+    /// The highest attachment that is in the log, or on its way there.
     attachment: u64,
     route: Option<Route>,
     /// When the agent last gave a sign of life. What it was acknowledged it sent before that.
@@ -218,7 +218,7 @@ impl Roster {
             running: HashMap::new(),
             closing: 0,
             reserved: 0,
-            attachment: 0,
+            attachment: view.attachment,
             route: None,
             heard: now,
             draining: false,
@@ -236,7 +236,15 @@ impl Roster {
         self.seats.len()
     }
 
-    /// A node says that it holds a stream of the session, whose agent has the attempts `holding`.
+    /// The session goes on by this stream once the log says so. From now on a close by an earlier one counts no more.
+    pub(super) fn goes_on(&mut self, session: SessionId, attachment: u64) {
+        if let Some(seat) = self.seats.get_mut(&session) {
+            seat.attachment = seat.attachment.max(attachment);
+        }
+    }
+
+    /// A node says that it holds a stream of the session, whose agent has the attempts `holding`. A later leader knows which
+    /// streams were left before only if the log has the number of this one.
     pub(super) fn attach(
         &mut self,
         link: LinkId,
@@ -250,7 +258,6 @@ impl Roster {
             return Attachment::Superseded { attachment: seat.attachment };
         }
         let displaced = seat.route.filter(|route| route.link != link);
-        seat.attachment = attachment;
         seat.route = Some(Route { link, attachment });
         if seat.ending.is_some() {
             return Attachment::Ending;
@@ -324,19 +331,20 @@ impl Roster {
         }
     }
 
-    /// Whether `attachment` is the stream that the session has on this link now; then no more is granted to it.
-    pub(super) fn close(&mut self, link: LinkId, session: SessionId, attachment: u64, now: Instant) -> bool {
+    /// The agent closes its session. Returns the stream by which it ends, if that is the one that the session has on this link
+    /// now and has not begun to leave; then no more is granted to it.
+    pub(super) fn close(&mut self, link: LinkId, session: SessionId, attachment: u64, now: Instant) -> Option<u64> {
         #[cfg(feature = "planted")]
         let (link, attachment) = match self.route(session).filter(|_| crate::planted::is("late-close")) {
             Some(route) => (route.link, route.attachment),
             None => (link, attachment),
         };
         match self.seats.get_mut(&session) {
-            Some(seat) if seat.route == Some(Route { link, attachment }) => {
+            Some(seat) if seat.route == Some(Route { link, attachment }) && seat.attachment <= attachment => {
                 seat.ending = Some(now);
-                true
+                Some(attachment)
             }
-            _ => false,
+            _ => None,
         }
     }
 

@@ -19,6 +19,7 @@ mod table;
 mod tasks;
 
 mod add_member;
+mod attach_session;
 mod cancel;
 mod close_session;
 mod complete;
@@ -177,8 +178,9 @@ impl Control {
                 self.open_session(step, agent, roles, slots, ttl_ms)
             }
             Command::ExpireSession { session } => self.expire_session(step, session),
-            Command::CloseSession { session } => self.close_session(step, session),
+            Command::CloseSession { session, attachment } => self.close_session(step, session, attachment),
             Command::ReplaceReplica { shard, node, replica } => self.replace_replica(step, shard, node, replica),
+            Command::AttachSession { session, attachment } => self.attach_session(step, session, attachment),
             Command::ReplaceControlReplica { node, replica } => self.replace_control_replica(step, node, replica),
         }
     }

@@ -181,6 +181,14 @@ pub enum Reject {
         /// The node that was named.
         node: NodeId,
     },
+    /// The session's agent goes on by another stream.
+    #[error("session {session} has left this stream for number {attachment}: whoever speaks here holds the session no more")]
+    StreamLeft {
+        /// The session that was named.
+        session: SessionId,
+        /// The number of the stream that it has now.
+        attachment: u64,
+    },
 }
 
 impl Reject {

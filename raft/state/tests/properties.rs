@@ -45,8 +45,13 @@ enum Act {
     Expire {
         session: u16,
     },
+    Attach {
+        session: u16,
+        attachment: u64,
+    },
     Close {
         session: u16,
+        attachment: u64,
     },
     Wait {
         ms: u32,
@@ -66,7 +71,8 @@ fn act() -> impl Strategy<Value = Act> {
             .prop_map(|(token, permanent, pause_ms)| Act::Fail { token, permanent, pause_ms }),
         1 => any::<u16>().prop_map(|task| Act::Cancel { task }),
         1 => any::<u16>().prop_map(|session| Act::Expire { session }),
-        1 => any::<u16>().prop_map(|session| Act::Close { session }),
+        1 => (any::<u16>(), 0..4u64).prop_map(|(session, attachment)| Act::Attach { session, attachment }),
+        1 => (any::<u16>(), 0..4u64).prop_map(|(session, attachment)| Act::Close { session, attachment }),
         2 => prop_oneof![0..3_000u32, Just(25 * 3_600_000)].prop_map(|ms| Act::Wait { ms }),
     ]
 }
@@ -92,11 +98,18 @@ enum ModelState {
     Finished { state: TaskState, at: LogTime },
 }
 
+#[derive(Clone, Copy, Debug)]
+struct ModelSession {
+    role: u8,
+    slots: u32,
+    attachment: u64,
+}
+
 /// The model: tasks and sessions, written down as plainly as can be, without indexes, rows, names or limits.
 #[derive(Default)]
 struct Model {
     tasks: BTreeMap<TaskId, ModelTask>,
-    sessions: BTreeMap<SessionId, (u8, u32)>,
+    sessions: BTreeMap<SessionId, ModelSession>,
     /// With the time of its entry.
     requests: BTreeMap<RequestId, (LogTime, Reply)>,
     completions: BTreeMap<TaskId, u32>,
@@ -113,6 +126,10 @@ impl Model {
         }
         let oldest = now.minus_ms(DAY_MS);
         self.tasks.retain(|_, task| !matches!(task.state, ModelState::Finished { at, .. } if at < oldest));
+    }
+
+    fn has_left(&self, session: SessionId, attachment: u64) -> bool {
+        self.sessions.get(&session).is_some_and(|held| held.attachment > attachment)
     }
 
     fn running(&self, session: SessionId) -> Vec<TaskId> {
@@ -137,10 +154,10 @@ impl Model {
 
     /// Whether a grant should be accepted.
     fn grantable(&self, id: TaskId, session: SessionId) -> bool {
-        let (Some(task), Some((role, slots))) = (self.tasks.get(&id), self.sessions.get(&session)) else {
+        let (Some(task), Some(held)) = (self.tasks.get(&id), self.sessions.get(&session)) else {
             return false;
         };
-        task.state == ModelState::Ready && task.role == *role && self.running(session).len() < *slots as usize
+        task.state == ModelState::Ready && task.role == held.role && self.running(session).len() < held.slots as usize
     }
 
     fn grant(&mut self, id: TaskId, session: SessionId, token: Token) -> u32 {
@@ -240,7 +257,12 @@ impl Run {
             }
             Act::Cancel { task } => Command::Cancel { task: pick(&self.tasks, task)? },
             Act::Expire { session } => Command::ExpireSession { session: pick(&self.sessions, session)? },
-            Act::Close { session } => Command::CloseSession { session: pick(&self.sessions, session)? },
+            Act::Attach { session, attachment } => {
+                Command::AttachSession { session: pick(&self.sessions, session)?, attachment }
+            }
+            Act::Close { session, attachment } => {
+                Command::CloseSession { session: pick(&self.sessions, session)?, attachment }
+            }
             Act::Wait { .. } => Command::Tick,
         };
         Some(Operation { request, command })
@@ -308,7 +330,8 @@ impl Run {
             Command::OpenSession { roles, slots, .. } => {
                 let Ok(Reply::Session { session }) = reply else { panic!("nothing refuses it: {reply:?}") };
                 let role = roles[0].as_bytes()[1] - b'0';
-                assert!(self.model.sessions.insert(*session, (role, *slots)).is_none());
+                let opened = ModelSession { role, slots: *slots, attachment: 0 };
+                assert!(self.model.sessions.insert(*session, opened).is_none());
                 self.sessions.push(*session);
             }
             Command::Grant { task, session } => self.compare_grant(*task, *session, reply),
@@ -340,7 +363,17 @@ impl Run {
                     task.state = ModelState::Finished { state: TaskState::Cancelled, at: self.time };
                 }
             }
-            Command::ExpireSession { session } | Command::CloseSession { session } => {
+            Command::AttachSession { session, attachment } => {
+                let held = self.model.sessions.get_mut(session).filter(|held| held.attachment <= *attachment);
+                assert_eq!(reply.is_ok(), held.is_some());
+                if let Some(held) = held {
+                    held.attachment = *attachment;
+                }
+            }
+            Command::CloseSession { session, attachment } if self.model.has_left(*session, *attachment) => {
+                assert!(matches!(reply, Err(Reject::StreamLeft { .. })));
+            }
+            Command::ExpireSession { session } | Command::CloseSession { session, .. } => {
                 let running = self.model.running(*session);
                 assert_eq!(reply.is_ok(), self.model.sessions.remove(session).is_some());
                 for task in running {

@@ -98,6 +98,10 @@ impl Stage {
     }
 
     fn attach(&mut self, link: LinkId, session: SessionId, attachment: u64, holding: &[Token]) -> Attachment {
+        let recorded = self.apply(vec![Command::AttachSession { session, attachment }]).remove(0);
+        if recorded.is_ok() {
+            self.roster.goes_on(session, attachment);
+        }
         self.roster.attach(link, session, attachment, holding, self.now)
     }
 
@@ -278,7 +282,7 @@ fn a_late_close_of_a_stream_that_was_left_is_ignored() {
     let moved = stage.attach(FAR, session, 1, &[]);
     assert!(matches!(moved, Attachment::Current { displaced: Some(route), .. } if route.link == NEAR));
     stage.roster.detach(NEAR, session, 0);
-    assert!(!stage.roster.close(NEAR, session, 0, stage.now));
+    assert_eq!(stage.roster.close(NEAR, session, 0, stage.now), None);
     assert!(stage.roster.route(session).is_some_and(|route| route.link == FAR));
     assert!(stage.pass(TTL * 9 / 10).is_empty());
     assert_eq!(stage.attach(NEAR, session, 0, &[]), Attachment::Superseded { attachment: 1 });
@@ -419,10 +423,32 @@ fn a_closing_session_gets_nothing_more_and_an_unknown_one_is_told() {
     let mut stage = Stage::new();
     let session = stage.seated(&["r"], 1);
     stage.enqueue("r", 1);
-    assert!(stage.roster.close(NEAR, session, 0, stage.now));
+    assert_eq!(stage.roster.close(NEAR, session, 0, stage.now), Some(0));
     assert!(stage.fill(Vec::new()).is_empty());
-    stage.apply(vec![Command::CloseSession { session }]);
+    stage.apply(vec![Command::CloseSession { session, attachment: 0 }]);
     assert_eq!(stage.attach(NEAR, session, 1, &[]), Attachment::Unknown);
+}
+
+/// The simulation found it (seed 29): the node that a session had left was the first to show a new leader its stream.
+#[test]
+fn a_new_leader_knows_which_streams_were_left() {
+    let mut stage = Stage::new();
+    let session = stage.seated(&["r"], 1);
+    assert!(matches!(stage.attach(FAR, session, 1, &[]), Attachment::Current { .. }));
+    stage.roster = Roster::new(&stage.state, stage.now);
+    assert_eq!(stage.attach(NEAR, session, 0, &[]), Attachment::Superseded { attachment: 1 });
+    assert_eq!(stage.roster.close(NEAR, session, 0, stage.now), None);
+    assert!(matches!(stage.attach(FAR, session, 1, &[]), Attachment::Current { .. }));
+    assert_eq!(stage.roster.close(FAR, session, 1, stage.now), Some(1));
+}
+
+#[test]
+fn a_stream_that_is_being_left_closes_nothing() {
+    let mut stage = Stage::new();
+    let session = stage.seated(&["r"], 1);
+    stage.roster.goes_on(session, 1);
+    assert_eq!(stage.roster.close(NEAR, session, 0, stage.now), None, "the log is about to say who has it");
+    assert!(stage.roster.beat(NEAR, session, 0, false, stage.now), "until then it is the only one");
 }
 
 #[test]

@@ -172,6 +172,8 @@ pub enum Command {
     CloseSession {
         /// The session.
         session: SessionId,
+        /// The stream on which its agent said so: refused if the agent has left that.
+        attachment: u64,
     },
     /// The replica is damaged: it is to go, and another one takes its place on the same node, as one that is joining.
     /// Replies [`Reply::Replica`]; for a replica that was replaced already, with the one that has its place now.
@@ -190,6 +192,14 @@ pub enum Command {
         node: NodeId,
         /// The damaged replica.
         replica: ReplicaId,
+    },
+    /// The session's agent goes on by this stream; none of a lower number can end the session any more. Replies
+    /// [`Reply::Done`], again if it is said again.
+    AttachSession {
+        /// The session.
+        session: SessionId,
+        /// The stream's number, higher than any that the session used before.
+        attachment: u64,
     },
 }
 

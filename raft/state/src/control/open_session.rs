@@ -30,7 +30,7 @@ impl Control {
         let mut roles: Vec<u32> = roles.iter().map(|role| self.roles.intern(role, &mut step.changes)).collect();
         roles.sort_unstable();
         roles.dedup();
-        let record = SessionRecord { agent, roles, slots, ttl_ms, opened: step.now() };
+        let record = SessionRecord { agent, roles, slots, ttl_ms, opened: step.now(), attachment: 0 };
         self.sessions.open(session, record, &mut step.changes);
         step.effects.push(Effect::SessionOpened { session });
         Ok(Reply::Session { session })

@@ -89,7 +89,7 @@ mod tests {
         cluster.pass_ms(1);
         assert!(tasks.iter().all(|task| cluster.state.task(*task).is_none()));
         assert_eq!(cluster.state.queues().count(), 0);
-        cluster.run(Command::CloseSession { session }).expect("open");
+        cluster.run(Command::CloseSession { session, attachment: 0 }).expect("open");
         assert_eq!(cluster.rows.len(), rows_before + 2, "the names of the queue and the role stay");
     }
 

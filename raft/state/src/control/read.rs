@@ -111,6 +111,8 @@ pub struct SessionView {
     pub ttl_ms: u64,
     /// When it was opened.
     pub opened: LogTime,
+    /// The number of the stream that its agent has now, 0 for the one that opened it.
+    pub attachment: u64,
     /// What it runs.
     pub running: Vec<(TaskId, Token)>,
 }
@@ -376,8 +378,14 @@ impl Control {
             slots: record.slots,
             ttl_ms: record.ttl_ms,
             opened: record.opened,
+            attachment: record.attachment,
             running: self.sessions.running(id).to_vec(),
         })
+    }
+
+    /// The number of the stream that a session's agent has now.
+    pub fn attachment(&self, id: SessionId) -> Option<u64> {
+        self.sessions.get(id).map(|record| record.attachment)
     }
 
     /// What a session runs, without a copy. Empty for a session that is not there.

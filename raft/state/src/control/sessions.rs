@@ -15,6 +15,8 @@ pub(super) struct SessionRecord {
     pub(super) slots: u32,
     pub(super) ttl_ms: u64,
     pub(super) opened: LogTime,
+    /// The number of the stream that its agent has now; streams of lower numbers have been left.
+    pub(super) attachment: u64,
 }
 
 impl Record for SessionRecord {
@@ -47,6 +49,14 @@ impl Sessions {
     pub(super) fn open(&mut self, session: SessionId, record: SessionRecord, changes: &mut Changes) {
         self.records.put(session, record, changes);
         self.running.insert(session, Vec::new());
+    }
+
+    /// Notes the stream that the session's agent has now.
+    pub(super) fn attach(&mut self, session: SessionId, attachment: u64, changes: &mut Changes) {
+        if let Some(record) = self.records.get(&session) {
+            let record = SessionRecord { attachment, ..record.clone() };
+            self.records.put(session, record, changes);
+        }
     }
 
     /// Ends a session that runs nothing any more.

@@ -72,7 +72,7 @@ impl Sessions {
                         ));
                     }
                 }
-                Command::CloseSession { session } => {
+                Command::CloseSession { session, .. } => {
                     self.ended.insert(session, End::Closed);
                     if self.leases.remove(&session).is_some() && !self.closing.contains(&session) {
                         wrong.push(format!(
@@ -122,10 +122,10 @@ mod tests {
     fn a_close_that_its_agent_did_not_mean_is_seen() {
         let mut sessions = Sessions::default();
         assert_eq!(sessions.holds(SESSION, 100), None);
-        assert_eq!(entry(&mut sessions, 50, Command::CloseSession { session: SESSION }).len(), 1);
+        assert_eq!(entry(&mut sessions, 50, Command::CloseSession { session: SESSION, attachment: 0 }).len(), 1);
         let other = SessionId(9);
         assert_eq!(sessions.holds(other, 100), None);
         sessions.closes(other);
-        assert_eq!(entry(&mut sessions, 60, Command::CloseSession { session: other }), Vec::<String>::new());
+        assert_eq!(entry(&mut sessions, 60, Command::CloseSession { session: other, attachment: 0 }), Vec::<String>::new());
     }
 }
