@@ -230,7 +230,9 @@ fn rejection(reject: Reject) -> Error {
         | Reject::LastReplica { .. } => ErrorReason::StaleRoute,
         // Only a leader can meet these, of grants and streams that it proposes, and it handles them.
         Reject::StreamLeft { .. }
-        | Reject::TaskNotReady { .. } | Reject::NoFreeSlot { .. } | Reject::RoleMissing { .. } => ErrorReason::Internal,
+        | Reject::TaskNotReady { .. }
+        | Reject::NoFreeSlot { .. }
+        | Reject::RoleMissing { .. } => ErrorReason::Internal,
     };
     // The text of a refusal says by itself what to do next.
     Error { reason, message: reject.to_string(), metadata: BTreeMap::new(), retry_after: None }

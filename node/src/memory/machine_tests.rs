@@ -2,13 +2,17 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bytes::Bytes;
+use parking_lot::Mutex;
 use quorate_api::v1;
 use quorate_index::Builder;
 use quorate_raft::memory::MemoryStates;
-use quorate_raft::{GroupId, LogPosition, Machine, RowBatch, StateStore, StateStores};
+use quorate_raft::{GroupId, LogPosition, Machine, Reread, RowBatch, RowVisitor, StateStore, StateStores, Table};
 use quorate_state::shard::{Command, PointWrite, Reply, Version};
 use quorate_state::{CollectionId, Entry, LogTime, Metric, Operation, Reject, ShardId, codec};
 use tempfile::TempDir;
@@ -396,4 +400,70 @@ fn a_point_that_is_being_replaced_never_goes_missing() {
     for reader in readers {
         assert!(reader.join().unwrap() > 0, "the reader never read");
     }
+}
+
+/// A store that keeps what is said of it.
+struct Reported {
+    store: Arc<dyn StateStore>,
+    reports: Arc<Mutex<Vec<String>>>,
+}
+
+impl StateStore for Reported {
+    fn get(&self, table: Table, key: &[u8]) -> io::Result<Option<Bytes>> {
+        self.store.get(table, key)
+    }
+    fn get_many(&self, table: Table, keys: &[&[u8]]) -> io::Result<Vec<Option<Bytes>>> {
+        self.store.get_many(table, keys)
+    }
+    fn scan(&self, table: Table, from: &[u8], visit: &mut RowVisitor<'_>) -> io::Result<()> {
+        self.store.scan(table, from, visit)
+    }
+    fn write(&self, rows: &RowBatch, applied: &[u8]) -> io::Result<()> {
+        self.store.write(rows, applied)
+    }
+    fn applied(&self) -> io::Result<Option<Bytes>> {
+        self.store.applied()
+    }
+    fn flush(&self) -> io::Result<()> {
+        self.store.flush()
+    }
+    fn checkpoint(&self, dir: &Path) -> io::Result<()> {
+        self.store.checkpoint(dir)
+    }
+    fn reread(&self, from: &[u8], max_bytes: usize) -> io::Result<Reread> {
+        self.store.reread(from, max_bytes)
+    }
+    fn report_damage(&self, reason: &str) {
+        self.reports.lock().push(reason.to_owned());
+    }
+}
+
+/// A row that reads back without an error and is none, or is gone, is known to be damage by who knows what it must be. Refusing
+/// it for ever would leave the replica in service.
+#[test]
+fn a_row_that_is_not_what_was_written_is_reported_and_never_answered() {
+    let reports: Arc<Mutex<Vec<String>>> = Arc::default();
+    let damage = |value: Option<Bytes>| {
+        let mut rig = Rig::new();
+        let store: Arc<dyn StateStore> = Arc::new(Reported { store: rig.store.clone(), reports: reports.clone() });
+        (rig.machine, rig.replica) = open(&rig.directory, &store);
+        rig.run(put());
+        let (reply, rows) = rig.apply(upsert([point(1)]));
+        rig.write(&rows);
+        rig.machine.applied(at(rig.position));
+        reply.unwrap();
+        assert_eq!(rig.get(&["p1"]).len(), 1);
+        let written = rows
+            .changes
+            .into_iter()
+            .filter(|(_, _, value)| value.as_ref().is_some_and(|row| row.len() > 4 * DIMENSION));
+        let changes = written.map(|(table, key, _)| (table, key, value.clone())).collect();
+        rig.write(&RowBatch { changes });
+        let refused = rig.replica.get(&get(&["p1"])).unwrap_err();
+        assert_eq!(refused.reason, ErrorReason::ShardUnavailable, "{}", refused.message);
+        std::mem::take(&mut *reports.lock())
+    };
+    assert_eq!(damage(None), ["a point that the state knows has no row"]);
+    let [told] = &damage(Some(Bytes::from_static(b"x")))[..] else { panic!("one read, one report") };
+    assert!(told.starts_with("a point does not decode"), "{told}");
 }

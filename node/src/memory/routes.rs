@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
-use quorate_raft::NodeId;
+use quorate_raft::{Leadership, NodeId};
 use quorate_state::control::{CollectionState, Control, ReplicaState};
 use quorate_state::shard::Command;
 use quorate_state::{CollectionId, Operation, ShardId, codec};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::Inner;
@@ -290,18 +291,13 @@ impl Inner {
         A::decode(answer).map_err(|error| Error::internal(format!("node {node} answered what is no answer: {error}")))
     }
 
-    /// Returns when this node's replica learns that the lead has gone to another node: one that has lost it, and perhaps the
-    /// network with it, may never answer. Does not return where there is no replica.
+    /// Returns when this node's replica learns that the lead has gone to another node. Does not return where there is no
+    /// replica.
     async fn led_by_another(&self, shard: ShardId, node: NodeId) {
-        let Some(running) = self.running(shard) else { return std::future::pending().await };
-        let mut leadership = running.group.leadership();
-        leadership.mark_unchanged();
-        while leadership.changed().await.is_ok() {
-            if leadership.borrow_and_update().leader.as_ref().is_some_and(|(_, member)| member.node != node) {
-                return;
-            }
+        match self.running(shard) {
+            Some(running) => leads_no_more(running.group.leadership(), node).await,
+            None => std::future::pending().await,
         }
-        std::future::pending().await
     }
 
     /// Where the shard's leader is, as far as this node can tell: it leads itself, or a node was named by a refusal or
@@ -385,8 +381,23 @@ fn holders(control: &Control, shard: ShardId) -> Vec<NodeId> {
     nodes
 }
 
+/// Returns when the lead goes to another node than `node`: that one may never answer any more, as it has lost the lead and
+/// perhaps the network with it. What was known before counts for nothing: the call may go to `node` because that said so.
+async fn leads_no_more(mut leadership: watch::Receiver<Leadership>, node: NodeId) {
+    leadership.mark_unchanged();
+    while leadership.changed().await.is_ok() {
+        if leadership.borrow_and_update().leader.as_ref().is_some_and(|(_, member)| member.node != node) {
+            return;
+        }
+    }
+    std::future::pending().await
+}
+
 #[cfg(test)]
 mod tests {
+    use quorate_raft::Member;
+    use tokio::time::timeout;
+
     use super::*;
 
     #[test]
@@ -402,6 +413,24 @@ mod tests {
         attempts.note(Error::unknown()).expect("another attempt may help");
         attempts.note(Error::no_leader()).expect("another attempt may help");
         assert_eq!(attempts.failure(shard).reason, ErrorReason::OutcomeUnknown);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_ends_when_another_node_leads() {
+        let led_by = |node: u64| Leadership {
+            leader: Some((node, Member { node: NodeId(node), address: String::new() })),
+            ..Leadership::default()
+        };
+        let (known, leadership) = watch::channel(led_by(1));
+        let call = leads_no_more(leadership, NodeId(2));
+        tokio::pin!(call);
+        let brief = Duration::from_millis(1);
+        assert!(timeout(brief, &mut call).await.is_err(), "what was known before the call counts for nothing");
+        known.send_replace(Leadership::default());
+        known.send_replace(led_by(2));
+        assert!(timeout(brief, &mut call).await.is_err());
+        known.send_replace(led_by(3));
+        assert!(timeout(brief, &mut call).await.is_ok());
     }
 
     #[test]

@@ -182,7 +182,9 @@ pub enum Reject {
         node: NodeId,
     },
     /// The session's agent goes on by another stream.
-    #[error("session {session} has left this stream for number {attachment}: whoever speaks here holds the session no more")]
+    #[error(
+        "session {session} has left this stream for number {attachment}: whoever speaks here holds the session no more"
+    )]
     StreamLeft {
         /// The session that was named.
         session: SessionId,

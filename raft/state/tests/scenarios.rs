@@ -169,9 +169,7 @@ impl Stage {
                 session: self.session(words.at(1)),
                 attachment: words.named_number("stream").unwrap_or(0),
             },
-            "attach" => {
-                Command::AttachSession { session: self.session(words.at(1)), attachment: words.number(2) }
-            }
+            "attach" => Command::AttachSession { session: self.session(words.at(1)), attachment: words.number(2) },
             "expire" => Command::ExpireSession { session: self.session(words.at(1)) },
             "grant" => Command::Grant { task: self.task(words.at(1)), session: self.session(words.at(2)) },
             "grant-new" => Command::GrantEnqueued {

@@ -8,7 +8,12 @@ use super::tasks::Stage;
 use crate::{Reject, SessionId};
 
 impl Control {
-    pub(super) fn close_session(&mut self, step: &mut Step, session: SessionId, attachment: u64) -> Result<Reply, Reject> {
+    pub(super) fn close_session(
+        &mut self,
+        step: &mut Step,
+        session: SessionId,
+        attachment: u64,
+    ) -> Result<Reply, Reject> {
         let Some(record) = self.sessions.get(session) else { return Err(Reject::SessionNotFound { session }) };
         if attachment < record.attachment {
             return Err(Reject::StreamLeft { session, attachment: record.attachment });
