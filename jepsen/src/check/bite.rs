@@ -71,7 +71,7 @@ fn enough(done: &[&Event], length: Micros, rules: &Rules, findings: &mut Finding
 
 /// Whether a client of the load asked the cluster for it. What a cluster delivers, what the harness asks for at the end, and
 /// probes, are done whatever the load does.
-fn is_of_load(event: &Event) -> bool {
+pub(crate) fn is_of_load(event: &Event) -> bool {
     use Operation as O;
     let asked = match event.operation {
         O::Read { .. } | O::Write { .. } | O::Cas { .. } | O::Enqueue { .. } | O::Complete { .. } => true,
@@ -79,6 +79,13 @@ fn is_of_load(event: &Event) -> bool {
         O::Deliver { .. } | O::Effect { .. } | O::Final { .. } | O::Membership { .. } | O::Hash { .. } => false,
     };
     asked && !matches!(event.part, Some(Part::Probe(_)))
+}
+
+/// What clients of the load asked for and what became of it, answered or not, while the load ran: not the final reads.
+pub(crate) fn done_by_load(history: &History) -> impl Iterator<Item = &Event> {
+    let (from, to) = history.load();
+    let ended = history.events.iter().filter(move |event| event.phase != Phase::Invoke);
+    ended.filter(move |event| is_of_load(event) && (from..=to).contains(&event.time))
 }
 
 type Kind = (&'static str, fn(&Operation) -> bool);
@@ -112,7 +119,9 @@ fn struck(history: &History, length: Micros, rules: &Rules, findings: &mut Findi
     }
     for nemesis in &rules.asked {
         if nemesis == CHAOS {
-            let (installed, least) = (struck.values().sum::<u64>(), length.div_ceil(MINUTE).max(1));
+            // What was asked for by name as well strikes without it.
+            let its_own = struck.iter().filter(|(name, _)| !rules.asked.iter().any(|asked| asked == *name));
+            let (installed, least) = (its_own.map(|(_, count)| count).sum::<u64>(), length.div_ceil(MINUTE).max(1));
             if installed < least {
                 findings.void(format!("{CHAOS} hardly struck: {installed} faults were installed in {least} minutes"));
             }

@@ -42,6 +42,8 @@ use crate::{
 
 pub use verdict::Outcome;
 
+pub(crate) use bite::{done_by_load, is_of_load};
+
 /// How much is asked of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rules {

@@ -33,7 +33,7 @@ pub(crate) use report::tests::sample;
 
 use crate::check::{self, Outcome};
 use crate::cluster::{Cluster, ClusterConfig, DiskKind, Healing, is_of_nodes};
-use crate::event::{Asked, Fault, Note, Operation, Phase, Stage};
+use crate::event::{Asked, Fault, Note, Phase, Stage};
 use crate::history::{Dialect, History, Recorder};
 use crate::nemesis::{self, NemesisContext, Pace, Report};
 use crate::plot;
@@ -403,8 +403,7 @@ async fn judge(config: &RunConfig, history: History, directory: &Path) -> Result
     let title = format!("{} under {}, seed {}", config.workload, config.nemeses.join(", "), config.seed);
     let task = tokio::task::spawn_blocking(move || -> Result<RunReport> {
         let verdict = check::recorded(&history);
-        report.operations = ended(&history, |_| true);
-        report.ok = ended(&history, |phase| phase == Phase::Ok);
+        (report.operations, report.ok) = done(&history);
         history.write_edn(&directory.join("history.edn"), Dialect::Knossos)?;
         history.write_edn(&directory.join("history-elle.edn"), Dialect::Elle)?;
         plot::write(&directory, &history, &title, Some(&verdict))?;
@@ -414,8 +413,40 @@ async fn judge(config: &RunConfig, history: History, directory: &Path) -> Result
     task.await?
 }
 
-/// Operations that ended, instant ones among them. Hashes are none: the harness asks for them as often as it likes.
-fn ended(history: &History, wanted: impl Fn(Phase) -> bool) -> u64 {
-    let events = history.events.iter().filter(|event| !matches!(event.operation, Operation::Hash { .. }));
-    events.map(|event| event.phase).filter(|phase| *phase != Phase::Invoke && wanted(*phase)).count() as u64
+/// Operations of the load that ended, whatever their outcome, and those of them that took effect. Deliveries, effects, probes
+/// and what is asked for at the end are checked too, and counted by the checkers: but nobody asked for them under attack.
+fn done(history: &History) -> (u64, u64) {
+    check::done_by_load(history).fold((0, 0), |(all, ok), event| (all + 1, ok + u64::from(event.phase == Phase::Ok)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Event, Operation, Part};
+
+    #[test]
+    fn only_what_clients_of_the_load_asked_for_is_told_as_done() {
+        let event =
+            |time, phase, operation, part| Event { time, process: 1, phase, operation, part, node: None, error: None };
+        let write = || Operation::Write { key: 1, value: 1 };
+        let deliver = Operation::Deliver { value: 1, task: 1, token: "1.0".to_owned(), attempt: 1 };
+        let load = Some(Part::Register);
+        let history = History {
+            events: vec![
+                event(11, Phase::Invoke, write(), load),
+                event(12, Phase::Ok, write(), load),
+                event(13, Phase::Fail, write(), load),
+                event(14, Phase::Info, write(), load),
+                event(15, Phase::Ok, write(), Some(Part::Probe(1))),
+                event(16, Phase::Ok, deliver, load),
+                event(17, Phase::Ok, Operation::Effect { task: 1, token: "1.0".to_owned(), held: true }, load),
+                event(21, Phase::Ok, write(), load),
+            ],
+            notes: [(Stage::Load, 10), (Stage::LoadEnded, 20)]
+                .map(|(stage, time)| Note::Reached { stage, time })
+                .to_vec(),
+            ..History::default()
+        };
+        assert_eq!(done(&history), (3, 1));
+    }
 }

@@ -46,6 +46,15 @@ fn chaos_strikes_once_in_every_minute_that_has_begun() {
 }
 
 #[test]
+fn chaos_does_not_strike_by_what_is_asked_for_beside_it() {
+    let rules = |beside: &str| Rules { asked: vec!["chaos".to_owned(), beside.to_owned()], ..Rules::default() };
+    let script = || load().fault(1, 2, Injection::Installed, "");
+    voids(&bite(&script().build(), &rules("kill")), "chaos hardly struck: 0 faults were installed");
+    let verdict = bite(&script().build(), &rules("pause"));
+    assert!(!verdict.void.iter().any(|why| why.contains("chaos")), "{verdict:#?}");
+}
+
+#[test]
 fn too_little_done_voids_the_run() {
     let rules = |floor| Rules { floor, ..Rules::default() };
     passes(&bite(&load().build(), &rules(10.0)));
