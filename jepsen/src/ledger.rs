@@ -6,6 +6,10 @@
 //! simulation in which too little happened are counted apart: `valid, 2 seeds apart` is a piece that counts, but for
 //! those two.
 //!
+//! A ledger outlives what it tells of: lines of older code, judged by older checkers, prove nothing about what is there
+//! now. A line `Counted from: COMMIT` outside of the table says where counting begins: at the first line of that commit.
+//! What is above it stays as history. A commit that has no line yet lets nothing count.
+//!
 //! One campaign at a time writes to a ledger ([`Book`]). A line that was cut off by a kill ends without a line break:
 //! it is not read, and removed before the next is written.
 
@@ -34,6 +38,8 @@ A piece names what of its kind it did: a range of items or seeds, a planted bug,
 
 /// What the line under the head of the table begins with.
 const RULE: &str = "|---";
+/// What the line begins with that names the commit from which on lines count.
+const FROM: &str = "Counted from:";
 
 /// What a piece belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -119,6 +125,8 @@ pub struct Entry {
     pub operations: u64,
     /// Faults that were seen to bite.
     pub faults: u64,
+    /// Faults of which that could not be seen.
+    pub indeterminate: u64,
     /// `valid`, `caught`, or what else.
     pub verdict: String,
 }
@@ -136,6 +144,7 @@ impl Entry {
             seconds: report.seconds as u64,
             operations: report.operations,
             faults: report.installed(),
+            indeterminate: report.indeterminate(),
             verdict: report.words(),
         }
     }
@@ -156,7 +165,13 @@ impl Entry {
     /// Whether a promise was broken, or a planted bug not found.
     #[must_use]
     pub fn is_broken(&self) -> bool {
-        self.verdict == "missed" || self.verdict.contains(" violations")
+        is_broken(&self.verdict)
+    }
+
+    /// Whether it is a line of that commit; either may be cut short. What was not committed is no commit.
+    fn is_of(&self, commit: &str) -> bool {
+        let is_known = !self.commit.is_empty() && !self.commit.ends_with("-dirty");
+        is_known && (self.commit.starts_with(commit) || commit.starts_with(&self.commit))
     }
 
     /// The range of a piece that is one.
@@ -170,7 +185,7 @@ impl Entry {
         // A bar or a line break would end the cell.
         let clean = |text: &str| text.replace('|', "/").replace(['\n', '\r'], " ");
         format!(
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
+            "| {} | {} | {} | {} | {} | {} | {} | {}{} | {} |\n",
             self.when,
             self.kind,
             clean(&self.piece),
@@ -179,6 +194,7 @@ impl Entry {
             self.seconds,
             self.operations,
             self.faults,
+            if self.indeterminate > 0 { format!("+{}?", self.indeterminate) } else { String::new() },
             clean(&self.verdict)
         )
     }
@@ -189,6 +205,7 @@ impl Entry {
             bail!("it has {} cells, not 9", cells.len());
         };
         let number = |cell: &str| cell.parse::<u64>().with_context(|| format!("{cell:?} is no number"));
+        let (installed, indeterminate) = faults.split_once('+').unwrap_or((faults, "0"));
         Ok(Entry {
             when: when.to_owned(),
             kind: kind.parse()?,
@@ -197,10 +214,19 @@ impl Entry {
             commit: commit.to_owned(),
             seconds: number(seconds)?,
             operations: number(operations)?,
-            faults: number(faults)?,
+            faults: number(installed)?,
+            indeterminate: number(indeterminate.trim_end_matches('?'))?,
             verdict: verdict.to_owned(),
         })
     }
+}
+
+/// Whether a verdict says that a promise was broken, or a planted bug not found. What a void one goes on to tell of the
+/// violations of another run is not meant.
+#[must_use]
+pub fn is_broken(verdict: &str) -> bool {
+    let counted = || verdict.split_once(' ').filter(|(count, _)| count.parse::<u64>().is_ok());
+    verdict == "missed" || counted().is_some_and(|(_, what)| what.starts_with("violations"))
 }
 
 /// All lines of a ledger.
@@ -208,6 +234,8 @@ impl Entry {
 pub struct Ledger {
     /// In the order in which they were written.
     pub entries: Vec<Entry>,
+    /// The commit from whose first line on they count; absent: all do.
+    pub since: Option<String>,
 }
 
 /// What the lines of one kind come to.
@@ -223,14 +251,18 @@ pub struct Total {
     pub operations: u64,
     /// Faults that bit.
     pub faults: u64,
+    /// Faults of which that could not be seen.
+    pub indeterminate: u64,
     /// Different items of their ranges, or different names.
     pub items: u64,
     /// Different names, whatever came of them.
     pub tried: u64,
     /// Seeds of the simulation in which too little happened; not among the items.
     pub apart: u64,
-    /// Lines with violations, or planted bugs that were missed.
+    /// Lines with violations, or planted bugs that were missed, that no later line makes good.
     pub violated: u64,
+    /// Those that a later line makes good.
+    pub mended: u64,
 }
 
 /// The verdict of seeds of which none broke a promise, `apart` of them counted apart.
@@ -261,42 +293,71 @@ impl Ledger {
     fn parse(text: &str) -> Result<Ledger> {
         // A line without its end was cut off when the machine or the campaign was: what it told of is done again.
         let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+        let since = whole.lines().find_map(|line| line.trim().strip_prefix(FROM));
+        let since = since.map(|commit| commit.trim_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned());
         let rows = whole.lines().enumerate().filter(|(_, line)| line.starts_with('|'));
         let entries = rows
             .skip_while(|(_, line)| !line.starts_with(RULE))
             .skip(1)
             .map(|(number, line)| Entry::parse(line).with_context(|| format!("line {}", number + 1)))
             .collect::<Result<_>>()?;
-        Ok(Ledger { entries })
+        Ok(Ledger { entries, since: since.filter(|commit| !commit.is_empty()) })
+    }
+
+    /// The lines that count towards anything, and those before them.
+    fn split(&self) -> (&[Entry], &[Entry]) {
+        let first = match &self.since {
+            None => 0,
+            Some(commit) => self.entries.iter().position(|entry| entry.is_of(commit)).unwrap_or(self.entries.len()),
+        };
+        let (before, counted) = self.entries.split_at(first);
+        (counted, before)
+    }
+
+    /// The lines of a kind that are not history.
+    pub fn of(&self, kind: Kind) -> impl DoubleEndedIterator<Item = &Entry> {
+        self.split().0.iter().filter(move |entry| entry.kind == kind)
+    }
+
+    /// How many lines of a kind are history.
+    #[must_use]
+    pub fn before(&self, kind: Kind) -> u64 {
+        self.split().1.iter().filter(|entry| entry.kind == kind).count() as u64
     }
 
     /// The items that are done of a kind whose pieces are ranges.
     #[must_use]
     pub fn done(&self, kind: Kind) -> BTreeSet<u64> {
-        let counted = self.entries.iter().filter(|entry| entry.kind == kind && entry.counts());
-        counted.filter_map(Entry::range).flatten().collect()
+        self.of(kind).filter(|entry| entry.counts()).filter_map(Entry::range).flatten().collect()
     }
 
     /// The names that are done of a kind whose pieces are names.
     #[must_use]
     pub fn names(&self, kind: Kind) -> BTreeSet<&str> {
-        let counted = self.entries.iter().filter(|entry| entry.kind == kind && entry.counts());
-        counted.map(|entry| entry.piece.as_str()).collect()
+        self.of(kind).filter(|entry| entry.counts()).map(|entry| entry.piece.as_str()).collect()
     }
 
     /// What the lines of a kind come to.
     #[must_use]
     pub fn total(&self, kind: Kind) -> Total {
         let mut total = Total::default();
-        for entry in self.entries.iter().filter(|entry| entry.kind == kind) {
+        // From the end, so that what makes a line good has been seen before it.
+        let mut later: Vec<&Entry> = Vec::new();
+        for entry in self.of(kind).rev() {
             total.pieces += 1;
-            total.violated += u64::from(entry.is_broken());
+            if entry.is_broken() {
+                let is_mended = makes_good(&later, entry);
+                total.mended += u64::from(is_mended);
+                total.violated += u64::from(!is_mended);
+            }
             if entry.counts() {
                 total.counted += 1;
                 total.apart += entry.apart();
                 total.seconds += entry.seconds;
                 total.operations += entry.operations;
                 total.faults += entry.faults;
+                total.indeterminate += entry.indeterminate;
+                later.push(entry);
             }
         }
         let ranges = self.done(kind).len() as u64;
@@ -308,8 +369,26 @@ impl Ledger {
     /// The names of a kind that had a piece, whatever came of it; void ones say nothing.
     #[must_use]
     pub fn tried(&self, kind: Kind) -> BTreeSet<&str> {
-        let told = self.entries.iter().filter(|entry| entry.kind == kind && (entry.counts() || entry.is_broken()));
+        let told = self.of(kind).filter(|entry| entry.counts() || entry.is_broken());
         told.map(|entry| entry.piece.as_str()).collect()
+    }
+}
+
+/// Whether lines that count, all later than a broken one, cover what it did: the same items, run by changed code, for the
+/// same items once more prove nothing about what the first time found; or the same planted bug, which any seed may catch.
+/// What only chance repeats, such as a piece of chaos, is never made good.
+fn makes_good(later: &[&Entry], broken: &Entry) -> bool {
+    match broken.kind {
+        Kind::Links | Kind::Sim => {
+            let Some(range) = broken.range() else { return false };
+            // Of links of which not even the first one was cut, that one must be.
+            let wanted = range.start..range.end.max(range.start + 1);
+            let changed = later.iter().filter(|entry| entry.commit != broken.commit).filter_map(|entry| entry.range());
+            let covered: Vec<_> = changed.collect();
+            wanted.into_iter().all(|item| covered.iter().any(|range| range.contains(&item)))
+        }
+        Kind::Planted | Kind::SimPlanted => later.iter().any(|entry| entry.piece == broken.piece),
+        Kind::Power | Kind::Corruption | Kind::Chaos | Kind::Soak => false,
     }
 }
 
@@ -410,8 +489,79 @@ mod tests {
             seconds: 60,
             operations: 1_000,
             faults: 20,
+            indeterminate: 0,
             verdict: verdict.into(),
         }
+    }
+
+    fn at(commit: &str, entry: Entry) -> Entry {
+        Entry { commit: commit.into(), ..entry }
+    }
+
+    fn of(entries: Vec<Entry>) -> Ledger {
+        Ledger { entries, since: None }
+    }
+
+    #[test]
+    fn only_lines_from_the_named_commit_on_count() {
+        let lines = [
+            at("aaa1111", entry(Kind::Sim, "0..25", "1 violations: x")),
+            at("aaa1111", entry(Kind::Links, "0..32", "valid")),
+            at("bbb2222-dirty", entry(Kind::Links, "32..64", "valid")),
+            at("bbb2222", entry(Kind::Links, "64..96", "valid")),
+            at("ccc3333", entry(Kind::Links, "96..128", "valid")),
+        ];
+        let text = |since: &str| {
+            let lines: String = lines.iter().map(Entry::line).collect();
+            let head = HEAD.replace("\n| when", &format!("\n{since}\n\n| when"));
+            Ledger::parse(&format!("{head}{lines}")).expect("readable")
+        };
+        let ledger = text("Counted from: `bbb2222abcdef`.");
+        assert_eq!((ledger.entries.len(), ledger.since.as_deref()), (5, Some("bbb2222abcdef")));
+        assert_eq!(ledger.done(Kind::Links), (64..128).collect());
+        assert_eq!((ledger.before(Kind::Links), ledger.before(Kind::Sim)), (2, 1));
+        assert_eq!((ledger.total(Kind::Links).pieces, ledger.total(Kind::Sim)), (2, Total::default()));
+        assert_eq!(text("").done(Kind::Links).len(), 128);
+        let ahead = text("Counted from: ddd4444");
+        assert_eq!((ahead.done(Kind::Links).len(), ahead.before(Kind::Links)), (0, 4), "it has no line yet");
+    }
+
+    #[test]
+    fn a_violation_is_open_until_changed_code_covers_its_items() {
+        let broken = at("aaa1111", entry(Kind::Sim, "25..50", "1 violations: x"));
+        let violated = |later: &[(&str, &str, &str)]| {
+            let later = later.iter().map(|(commit, piece, verdict)| at(commit, entry(Kind::Sim, piece, verdict)));
+            let total = of([broken.clone()].into_iter().chain(later).collect()).total(Kind::Sim);
+            (total.violated, total.mended)
+        };
+        assert_eq!(violated(&[]), (1, 0));
+        assert_eq!(violated(&[("bbb2222", "25..50", "valid")]), (0, 1));
+        assert_eq!(violated(&[("bbb2222", "0..40", "valid"), ("bbb2222", "40..60", &valid_but(1))]), (0, 1));
+        assert_eq!(violated(&[("bbb2222", "0..40", "valid")]), (1, 0), "not all of it");
+        assert_eq!(violated(&[("bbb2222", "25..50", "void: x")]), (1, 0));
+        assert_eq!(violated(&[("aaa1111", "25..50", "valid")]), (1, 0), "nothing was changed");
+        let early = vec![at("bbb2222", entry(Kind::Sim, "25..50", "valid")), broken];
+        assert_eq!(of(early).total(Kind::Sim).violated, 1, "what was before it shows nothing");
+        let chaos = ["1 violations: x", "valid"].map(|verdict| entry(Kind::Chaos, "chaos+kill", verdict));
+        assert_eq!(of(chaos.to_vec()).total(Kind::Chaos).violated, 1);
+        let planted = ["missed", "caught"].map(|verdict| entry(Kind::Planted, "stale-read", verdict));
+        assert_eq!(of(planted.to_vec()).total(Kind::Planted).mended, 1);
+    }
+
+    #[test]
+    fn what_a_void_piece_tells_of_violations_is_none() {
+        let verdict = |verdict: &str| entry(Kind::Planted, "stale-read", verdict).is_broken();
+        assert!(verdict("missed") && verdict("1 violations: x") && verdict("12 violations: 3 violations"));
+        assert!(!verdict("void: without the bug: 3 violations: y") && !verdict("valid") && !verdict("x violations"));
+    }
+
+    #[test]
+    fn faults_that_could_not_be_seen_are_told_beside_the_others() {
+        let unseen = Entry { indeterminate: 5, ..entry(Kind::Corruption, "20 faults", "valid") };
+        assert!(unseen.line().contains("| 20+5? |"), "{}", unseen.line());
+        assert_eq!(Entry::parse(&unseen.line()).expect("readable"), unseen);
+        let total = of(vec![unseen, entry(Kind::Corruption, "20 faults", "valid")]).total(Kind::Corruption);
+        assert_eq!((total.faults, total.indeterminate), (40, 5));
     }
 
     #[test]
@@ -459,14 +609,12 @@ mod tests {
 
     #[test]
     fn seeds_apart_do_not_void_their_piece_and_are_no_items() {
-        let ledger = Ledger {
-            entries: vec![
-                entry(Kind::Sim, "0..25", &valid_but(1)),
-                entry(Kind::Sim, "25..50", &valid_but(0)),
-                entry(Kind::Sim, "50..75", &valid_but(3)),
-                entry(Kind::Sim, "75..100", "2 violations: x"),
-            ],
-        };
+        let ledger = of(vec![
+            entry(Kind::Sim, "0..25", &valid_but(1)),
+            entry(Kind::Sim, "25..50", &valid_but(0)),
+            entry(Kind::Sim, "50..75", &valid_but(3)),
+            entry(Kind::Sim, "75..100", "2 violations: x"),
+        ]);
         assert_eq!(ledger.done(Kind::Sim), (0..75).collect());
         let total = ledger.total(Kind::Sim);
         assert_eq!((total.items, total.apart, total.counted, total.violated), (71, 4, 3, 1));
@@ -490,16 +638,14 @@ mod tests {
 
     #[test]
     fn only_what_is_valid_counts() {
-        let ledger = Ledger {
-            entries: vec![
-                entry(Kind::Links, "0..24", "valid"),
-                entry(Kind::Links, "24..48", "void: it was interrupted"),
-                entry(Kind::Links, "20..30", "valid"),
-                entry(Kind::Links, "48..50", "1 violations: lost"),
-                entry(Kind::Planted, "stale-read", "caught"),
-                entry(Kind::Planted, "stale-token", "missed"),
-            ],
-        };
+        let ledger = of(vec![
+            entry(Kind::Links, "0..24", "valid"),
+            entry(Kind::Links, "24..48", "void: it was interrupted"),
+            entry(Kind::Links, "20..30", "valid"),
+            entry(Kind::Links, "48..50", "1 violations: lost"),
+            entry(Kind::Planted, "stale-read", "caught"),
+            entry(Kind::Planted, "stale-token", "missed"),
+        ]);
         assert_eq!(ledger.done(Kind::Links), (0..30).collect());
         let total = ledger.total(Kind::Links);
         assert_eq!((total.pieces, total.counted, total.items, total.operations, total.violated), (4, 2, 30, 2_000, 1));

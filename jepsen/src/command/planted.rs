@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::piece::Piece;
 use super::{BROKEN, Format, Usage, VOID, any_seed, beside, table};
 use crate::check::Outcome;
+use crate::ledger::is_broken;
 use crate::run::RunReport;
 
 /// The program that has the bugs of the client.
@@ -384,9 +385,8 @@ impl Planted {
             futures::stream::iter(hunts).buffered(self.jobs.max(1)).filter_map(std::future::ready).collect().await;
         self.print(&hunts, wanted);
         let verdicts: Vec<String> = hunts.iter().map(Hunt::verdict).collect();
-        let is_broken = |verdict: &String| verdict == "missed" || verdict.contains(" violations");
         let all_caught = verdicts.len() == wanted && verdicts.iter().all(|verdict| verdict == "caught");
-        Ok(if verdicts.iter().any(is_broken) {
+        Ok(if verdicts.iter().any(|verdict| is_broken(verdict)) {
             ExitCode::from(BROKEN)
         } else if interrupted.is_cancelled() || !all_caught {
             ExitCode::from(VOID)

@@ -1,5 +1,6 @@
 //! `list`, `check`, `clean` and `ledger`: what needs no cluster.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -98,6 +99,9 @@ pub(super) struct Totals {
     /// The ledger.
     #[arg(long, default_value = "jepsen/LEDGER.md")]
     ledger: PathBuf,
+    /// Only lines from the first one of this commit on count; absent: as the ledger's line `Counted from:` says.
+    #[arg(long)]
+    since: Option<String>,
     /// How it is printed.
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
@@ -105,7 +109,10 @@ pub(super) struct Totals {
 
 impl Totals {
     pub(super) fn execute(&self) -> Result<ExitCode> {
-        let ledger = Ledger::read(&self.ledger)?;
+        let mut ledger = Ledger::read(&self.ledger)?;
+        if self.since.is_some() {
+            ledger.since.clone_from(&self.since);
+        }
         let totals: Vec<_> = Kind::ALL.into_iter().map(|kind| (kind, ledger.total(kind))).collect();
         if self.output == Format::Json {
             let kinds: serde_json::Map<String, serde_json::Value> = totals
@@ -114,6 +121,7 @@ impl Totals {
                     let total = json!({
                         "pieces": total.pieces, "counted": total.counted, "violated": total.violated, "items": total.items,
                         "seconds": total.seconds, "operations": total.operations, "faults": total.faults,
+                        "indeterminate": total.indeterminate, "mended": total.mended, "before": ledger.before(*kind),
                         "apart": total.apart, "tried": total.tried, "goal": campaign::goal(*kind),
                         "done": campaign::done(&ledger, *kind),
                     });
@@ -143,22 +151,29 @@ fn title(kind: Kind) -> &'static str {
 }
 
 /// What of a kind was done, in the unit of its goal.
-fn came_to(kind: Kind, total: &Total) -> String {
+fn came_to(kind: Kind, ledger: &Ledger, total: &Total) -> String {
     match kind {
+        Kind::Planted => {
+            // Names that are no bugs any more are no news.
+            let of_now = |names: &BTreeSet<&str>| planted::BUGS.iter().filter(|bug| names.contains(bug.name)).count();
+            format!("{} of {} caught", of_now(&ledger.names(kind)), of_now(&ledger.tried(kind)))
+        }
         Kind::Links => format!("{} items", total.items),
         Kind::Power | Kind::Corruption => format!("{} faults", total.faults),
         Kind::Sim if total.apart > 0 => format!("{} seeds, {} counted apart", total.items, total.apart),
         Kind::Sim => format!("{} seeds", total.items),
-        Kind::Planted | Kind::SimPlanted => format!("{} of {} caught", total.items, total.tried),
+        Kind::SimPlanted => format!("{} of {} caught", total.items, total.tried),
         Kind::Chaos | Kind::Soak => format!("{} pieces", total.counted),
     }
 }
 
-/// The totals as a table for the README. What is void is told and does not count.
+/// The totals as a table for the README. What is void is told and does not count; of what was violated that is apart which
+/// changed code has done again; and what is history is only told how much it is.
 fn markdown(ledger: &Ledger) -> String {
     let mut lines = vec![
-        "| what | goal | done | hours | operations | faults | violated | void |".to_owned(),
-        "|---|---|---|---|---|---|---|---|".to_owned(),
+        "| what | goal | done | hours | operations | faults | not seen to bite | violated | mended | void | history |"
+            .to_owned(),
+        "|---|---|---|---|---|---|---|---|---|---|---|".to_owned(),
     ];
     for kind in Kind::ALL {
         let total = ledger.total(kind);
@@ -167,16 +182,22 @@ fn markdown(ledger: &Ledger) -> String {
             None => String::new(),
         };
         lines.push(format!(
-            "| {} | {} | {}{reached} | {:.1} | {} | {} | {} | {} |",
+            "| {} | {} | {}{reached} | {:.1} | {} | {} | {} | {} | {} | {} | {} |",
             title(kind),
             campaign::goal(kind),
-            came_to(kind, &total),
+            came_to(kind, ledger, &total),
             total.seconds as f64 / 3_600.0,
             total.operations,
             total.faults,
+            total.indeterminate,
             total.violated,
-            total.pieces - total.counted - total.violated,
+            total.mended,
+            total.pieces - total.counted - total.violated - total.mended,
+            ledger.before(kind),
         ));
+    }
+    if let Some(commit) = &ledger.since {
+        lines.extend([String::new(), format!("Counted from: {commit}; history is the pieces before its first line.")]);
     }
     lines.join("\n")
 }
@@ -197,6 +218,7 @@ mod tests {
             seconds: 1_800,
             operations: 1_000,
             faults: 20,
+            indeterminate: 3,
             verdict: verdict.into(),
         };
         let ledger = Ledger {
@@ -207,13 +229,21 @@ mod tests {
                 entry(Kind::Sim, "0..25", &valid_but(1)),
                 entry(Kind::SimPlanted, "stale-read", "caught"),
             ],
+            since: None,
         };
         let table = markdown(&ledger);
         let line =
             |kind| table.lines().find(|line| line.starts_with(&format!("| {}", title(kind)))).unwrap_or_default();
-        assert!(line(Kind::Power).contains("| 200 faults | 20 faults (10%) | 0.5 | 1000 | 20 | 1 | 1 |"), "{table}");
+        assert!(
+            line(Kind::Power).contains("| 200 faults | 20 faults (10%) | 0.5 | 1000 | 20 | 3 | 1 | 0 | 1 | 0 |"),
+            "{table}"
+        );
         assert!(line(Kind::Sim).contains("| 24 seeds, 1 counted apart (2%) |"), "{table}");
         assert!(line(Kind::SimPlanted).contains("| 1 of 1 caught (100%) |"), "{table}");
-        assert!(table.lines().all(|line| line.matches('|').count() == 9), "{table}");
+        assert!(table.lines().all(|line| line.matches('|').count() == 12), "{table}");
+        let told = |since: &str| markdown(&Ledger { since: Some(since.into()), ..ledger.clone() });
+        let power = |line: &str| line.contains("| 0 faults (0%)") && line.ends_with("| 0 | 0 | 3 |");
+        assert!(told("abc").lines().any(power), "{}", told("abc"));
+        assert!(told("abc").ends_with("Counted from: abc; history is the pieces before its first line."));
     }
 }

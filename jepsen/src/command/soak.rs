@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::piece::{Ended, Piece};
 use super::{BROKEN, Usage, VOID, any_seed};
+use crate::check::is_of_load;
 use crate::event::{Micros, Phase};
 use crate::history::History;
 use crate::ledger::{Book, Entry, Kind, now};
@@ -121,6 +122,7 @@ impl Soak {
                 seconds: 0,
                 operations: 0,
                 faults: 0,
+                indeterminate: 0,
                 verdict: format!("void: {error:#}"),
             },
         }
@@ -139,11 +141,12 @@ impl Soak {
 }
 
 /// The whole minute of the load in which the fewest operations ended well, from 1, and how many a second. The load
-/// begins with the first event; the final reads come after its end.
+/// begins with the first event; the final reads come after its end. Only what clients of the load asked for is counted:
+/// deliveries, effects and probes go on however little the load does.
 fn slowest_minute(history: &History, load_seconds: f64) -> Option<(usize, f64)> {
     let began = history.events.first()?.time;
     let mut minutes = vec![0_u32; (load_seconds / 60.0) as usize];
-    for event in history.events.iter().filter(|event| event.phase == Phase::Ok) {
+    for event in history.events.iter().filter(|event| event.phase == Phase::Ok && is_of_load(event)) {
         let minute = usize::try_from((event.time - began) / MINUTE).unwrap_or(usize::MAX);
         if let Some(count) = minutes.get_mut(minute) {
             *count += 1;
@@ -156,7 +159,7 @@ fn slowest_minute(history: &History, load_seconds: f64) -> Option<(usize, f64)> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Event, Operation};
+    use crate::event::{Event, Operation, Part};
 
     fn soak(words: &[&str]) -> Soak {
         use clap::Parser;
@@ -193,5 +196,17 @@ mod tests {
         assert_eq!(slowest_minute(&history, 300.0), Some((3, 1.0 / 60.0)));
         assert_eq!(slowest_minute(&history, 119.0).map(|(minute, _)| minute), Some(1));
         assert_eq!(slowest_minute(&history, 59.0), None, "no whole minute");
+        // Probes and deliveries in the slow minute are not the load's.
+        let other = |n: u64| match n % 2 {
+            0 => Event { part: Some(Part::Probe(1)), ..event(120 + n % 60) },
+            _ => Event {
+                operation: Operation::Deliver { value: n, task: n, token: "1.0".into(), attempt: 1 },
+                ..event(120 + n % 60)
+            },
+        };
+        let mut padded = history.events.clone();
+        padded.extend((0..600).map(other));
+        let padded = History { events: padded, ..History::default() };
+        assert_eq!(slowest_minute(&padded, 300.0), Some((3, 1.0 / 60.0)));
     }
 }

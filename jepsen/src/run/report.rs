@@ -38,7 +38,7 @@ pub struct RunReport {
     pub seed: u64,
     /// How long the load ran, in seconds.
     pub seconds: f64,
-    /// Operations that ended, whatever their outcome: those that the checkers judge.
+    /// Operations of the load that ended, whatever their outcome. `counts` has all that the checkers judge.
     pub operations: u64,
     /// Those of them that took effect.
     pub ok: u64,
@@ -62,6 +62,12 @@ impl RunReport {
     #[must_use]
     pub fn installed(&self) -> u64 {
         self.faults.values().map(|struck| struck.installed).sum()
+    }
+
+    /// Faults of which it could not be seen whether they bit.
+    #[must_use]
+    pub fn indeterminate(&self) -> u64 {
+        self.faults.values().map(|struck| struck.indeterminate).sum()
     }
 
     /// Takes over what the checkers say.

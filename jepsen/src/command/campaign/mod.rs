@@ -75,6 +75,7 @@ impl Campaign {
         let book = Book::open(&self.ledger)?;
         clear_up();
         let plan = self.plan(&interrupted).await?;
+        let wanted = plan.kinds.clone();
         let limit = self.minutes.map(|minutes| Duration::from_secs_f64(minutes.max(0.0) * 60.0));
         let stop = interrupted.child_token();
         let mut flight = Flight {
@@ -94,6 +95,7 @@ impl Campaign {
         // Whatever went wrong here, runs end by themselves and take with them what they made.
         let landed = flight.land().await;
         flown.and(landed)?;
+        flight.look_at_stuck(&wanted)?;
         Ok(match (flight.broken, flight.void) {
             (true, _) => ExitCode::from(BROKEN),
             (false, true) => ExitCode::from(VOID),
@@ -145,7 +147,16 @@ impl Campaign {
     /// Runs a piece. One that ends without a verdict has a line too, so that its seed is not taken again.
     async fn perform(&self, job: &Job, in_vain: u64, interrupted: &CancellationToken) -> Entry {
         let began = Instant::now();
-        let blank = Entry {
+        let blank = self.blank(job);
+        let entry = self.attempt(job, blank.clone(), in_vain, interrupted).await;
+        let entry = entry.unwrap_or_else(|error| Entry { verdict: format!("void: {error:#}"), ..blank });
+        let seconds = if entry.seconds > 0 { entry.seconds } else { began.elapsed().as_secs() };
+        Entry { seconds, when: now(), ..entry }
+    }
+
+    /// The line of a piece of which nothing is known yet.
+    fn blank(&self, job: &Job) -> Entry {
+        Entry {
             when: now(),
             kind: job.kind,
             piece: job.piece.clone(),
@@ -154,12 +165,9 @@ impl Campaign {
             seconds: 0,
             operations: 0,
             faults: 0,
+            indeterminate: 0,
             verdict: String::new(),
-        };
-        let entry = self.attempt(job, blank.clone(), in_vain, interrupted).await;
-        let entry = entry.unwrap_or_else(|error| Entry { verdict: format!("void: {error:#}"), ..blank });
-        let seconds = if entry.seconds > 0 { entry.seconds } else { began.elapsed().as_secs() };
-        Entry { seconds, when: now(), ..entry }
+        }
     }
 
     async fn attempt(&self, job: &Job, blank: Entry, in_vain: u64, interrupted: &CancellationToken) -> Result<Entry> {
@@ -267,6 +275,21 @@ impl Flight {
         Ok(())
     }
 
+    /// A kind that is not done and of which nothing is left to do stands still until something is changed. What holds it up
+    /// may have been found by an earlier campaign, so that none of our own lines says it.
+    fn look_at_stuck(&mut self, wanted: &[Kind]) -> Result<()> {
+        let ledger = self.book.read()?;
+        for kind in wanted.iter().filter(|kind| self.plan.is_stuck(&ledger, **kind)) {
+            let broken = ledger.of(*kind).filter(|entry| entry.is_broken()).count();
+            eprintln!(
+                "{kind}: not done, and nothing of it is left to do at this commit; {broken} of its pieces are broken"
+            );
+            self.broken |= broken > 0;
+            self.void = true;
+        }
+        Ok(())
+    }
+
     /// Asks what still flies to end, waits for it and writes its lines.
     async fn land(&mut self) -> Result<()> {
         self.stop.cancel();
@@ -339,6 +362,32 @@ mod tests {
         let entries = Ledger::read(&ledger).unwrap().entries;
         let counted: Vec<bool> = entries.iter().map(Entry::counts).collect();
         assert_eq!(counted, [false, false, true].repeat(3));
+    }
+
+    #[tokio::test]
+    async fn broken_seeds_that_are_passed_over_are_no_success() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = folder.path().join("LEDGER.md");
+        let sim = script(folder.path(), "exit 3");
+        let path = ledger.display().to_string();
+        let words = ["--ledger", &path, "--only", "sim", "--sim", &sim, "--commit", "abc1234"];
+        // An earlier campaign has run all seeds of this commit, and found something in some.
+        let entry = |piece: &str, verdict: &str| Entry {
+            piece: piece.into(),
+            verdict: verdict.into(),
+            commit: "abc1234".into(),
+            ..campaign(&words).blank(&Job { kind: Kind::Sim, piece: piece.into(), seed: 0 })
+        };
+        let book = Book::open(&ledger).unwrap();
+        for (piece, verdict) in [("0..25", "valid"), ("25..50", "1 violations: x"), ("50..1000", "valid")] {
+            book.append(&entry(piece, verdict)).unwrap();
+        }
+        drop(book);
+        let code = |words: &[&str]| campaign(words).execute(CancellationToken::new());
+        assert_eq!(format!("{:?}", code(&words).await.unwrap()), format!("{:?}", ExitCode::from(BROKEN)));
+        assert_eq!(Ledger::read(&ledger).unwrap().entries.len(), 3, "nothing was begun");
+        Book::open(&ledger).unwrap().append(&Entry { commit: "def".into(), ..entry("25..50", "valid") }).unwrap();
+        assert_eq!(format!("{:?}", code(&words).await.unwrap()), format!("{:?}", ExitCode::SUCCESS));
     }
 
     #[tokio::test]

@@ -116,7 +116,12 @@ impl Plan {
                 ];
                 parts.into_iter().fold(f64::INFINITY, f64::min) + ahead
             }
-            Kind::Planted => part(ledger.names(kind).len() as u64 + here, self.bugs.len() as u64),
+            Kind::Planted => {
+                // A bug that is no more was caught in vain.
+                let names = ledger.names(kind);
+                let caught = self.bugs.iter().filter(|bug| names.contains(*bug)).count() as u64;
+                part(caught + here, self.bugs.len() as u64)
+            }
             Kind::SimPlanted => self.progress_of_sim_bugs(ledger, here),
             // A soak is asked for by itself.
             Kind::Soak => 1.0,
@@ -138,7 +143,8 @@ impl Plan {
             return None;
         }
         let total = ledger.total(kind);
-        let ordinal = total.pieces + flying.iter().filter(|job| job.kind == kind).count() as u64;
+        // Those of history count here: no seed is taken twice.
+        let ordinal = ledger.before(kind) + total.pieces + flying.iter().filter(|job| job.kind == kind).count() as u64;
         let seed = self.base.wrapping_mul(1_000_000) + kind as u64 * 10_000 + ordinal;
         let range = |end, most| {
             let range = gap(&with_flying(ledger, flying, kind), end, most)?;
@@ -165,11 +171,21 @@ impl Plan {
         Some(Job { kind, piece, seed })
     }
 
+    /// Whether a kind is not done, and nothing is left that could be done for it.
+    pub(super) fn is_stuck(&self, ledger: &Ledger, kind: Kind) -> bool {
+        self.progress(ledger, &[], kind) < 1.0 && self.next(ledger, &[], kind).is_none()
+    }
+
     /// Seeds of pieces that broke a promise at this very commit: once more they would do the same, until it is mended.
     fn spoiled(&self, ledger: &Ledger) -> BTreeSet<u64> {
         let is_this = |entry: &&Entry| Some(&entry.commit) == self.commit.as_ref();
-        let broken = ledger.entries.iter().filter(|entry| entry.kind == Kind::Sim && entry.is_broken());
-        broken.filter(is_this).filter_map(Entry::range).flatten().collect()
+        ledger
+            .of(Kind::Sim)
+            .filter(|entry| entry.is_broken())
+            .filter(is_this)
+            .filter_map(Entry::range)
+            .flatten()
+            .collect()
     }
 
     /// The next piece of all: of the kind that is furthest from its goal.
@@ -196,7 +212,7 @@ fn with_flying(ledger: &Ledger, flying: &[Job], kind: Kind) -> BTreeSet<u64> {
 
 /// How often a name was tried in vain.
 pub(super) fn in_vain(ledger: &Ledger, kind: Kind, name: &str) -> u64 {
-    ledger.entries.iter().filter(|entry| entry.kind == kind && entry.piece == name && !entry.counts()).count() as u64
+    ledger.of(kind).filter(|entry| entry.piece == name && !entry.counts()).count() as u64
 }
 
 /// The next of the names that are not done. One that was missed is tried again after all others.
@@ -274,6 +290,10 @@ mod tests {
         Entry { verdict: verdict.into(), ..Entry::of(kind, piece.into(), "", &report) }
     }
 
+    fn of(entries: Vec<Entry>) -> Ledger {
+        Ledger { entries, since: None }
+    }
+
     fn plan() -> Plan {
         let bugs = BUGS.iter().map(|bug| bug.name).collect();
         let sim_bugs = ["a", "b", "c"].map(str::to_owned).to_vec();
@@ -283,7 +303,7 @@ mod tests {
     #[test]
     fn a_campaign_goes_on_where_the_ledger_ends() {
         let plan = plan();
-        let mut ledger = Ledger { entries: vec![entry(Kind::Links, "0..32", "valid")] };
+        let mut ledger = of(vec![entry(Kind::Links, "0..32", "valid")]);
         let job = plan.next(&ledger, &[], Kind::Links).expect("open");
         assert_eq!(job.piece, "32..64");
         let two = plan.next(&ledger, std::slice::from_ref(&job), Kind::Links).expect("open");
@@ -319,7 +339,7 @@ mod tests {
 
     #[test]
     fn the_kind_that_is_furthest_from_its_goal_comes_first() {
-        let ledger = Ledger { entries: vec![entry(Kind::Links, "0..96", "valid")] };
+        let ledger = of(vec![entry(Kind::Links, "0..96", "valid")]);
         let plan = Plan { kinds: vec![Kind::Links, Kind::Sim], ..plan() };
         let job = plan.choose(&ledger, &[]).expect("open");
         assert_eq!((job.kind, job.piece.as_str()), (Kind::Sim, "0..25"));
@@ -345,7 +365,7 @@ mod tests {
     #[test]
     fn seeds_that_broke_a_promise_are_run_again_when_something_was_changed() {
         let broken = Entry { commit: "abc".into(), ..entry(Kind::Sim, "0..25", "1 violations: x") };
-        let ledger = Ledger { entries: vec![broken] };
+        let ledger = of(vec![broken]);
         let piece = |commit: Option<&str>| {
             let plan = Plan { commit: commit.map(str::to_owned), ..plan() };
             plan.next(&ledger, &[], Kind::Sim).map(|job| job.piece)
@@ -359,18 +379,38 @@ mod tests {
     fn a_missed_bug_is_hunted_after_the_others() {
         let plan = plan();
         let first = BUGS[0].name;
-        let ledger = Ledger { entries: vec![entry(Kind::Planted, first, "missed")] };
+        let ledger = of(vec![entry(Kind::Planted, first, "missed")]);
         let job = plan.next(&ledger, &[], Kind::Planted).expect("open");
         assert_ne!(job.piece, first);
         let caught = BUGS.iter().map(|bug| entry(Kind::Planted, bug.name, "caught")).collect();
-        assert_eq!(plan.next(&Ledger { entries: caught }, &[], Kind::Planted), None);
+        assert_eq!(plan.next(&of(caught), &[], Kind::Planted), None);
+    }
+
+    #[test]
+    fn a_caught_bug_that_is_no_more_does_not_stand_for_one_that_is() {
+        let plan = Plan { bugs: vec![BUGS[0].name, BUGS[1].name], ..plan() };
+        let ledger =
+            of(["gone-one", "gone-two", BUGS[0].name].map(|name| entry(Kind::Planted, name, "caught")).to_vec());
+        assert_eq!(plan.progress(&ledger, &[], Kind::Planted), 0.5);
+        assert_eq!(plan.next(&ledger, &[], Kind::Planted).map(|job| job.piece).as_deref(), Some(BUGS[1].name));
+    }
+
+    #[test]
+    fn what_is_history_is_done_again_under_seeds_of_its_own() {
+        let plan = plan();
+        let lines = ["0..192", "0..32"].map(|piece| entry(Kind::Links, piece, "valid"));
+        let [old, new] = lines;
+        let since = Some("abc".to_owned());
+        let ledger = Ledger { entries: vec![old, Entry { commit: "abc1234".into(), ..new }], since };
+        let job = plan.next(&ledger, &[], Kind::Links).expect("open");
+        assert_eq!((job.piece.as_str(), job.seed % 10_000), ("32..64", 2));
+        assert_eq!(done(&ledger, Kind::Links), Some(32.0 / 192.0));
     }
 
     #[test]
     fn each_bug_of_the_simulation_is_a_piece_and_enough_must_be_caught() {
         let plan = plan();
-        let mut ledger =
-            Ledger { entries: vec![entry(Kind::SimPlanted, "a", "missed"), entry(Kind::SimPlanted, "b", "caught")] };
+        let mut ledger = of(vec![entry(Kind::SimPlanted, "a", "missed"), entry(Kind::SimPlanted, "b", "caught")]);
         assert_eq!(plan.next(&ledger, &[], Kind::SimPlanted).map(|job| job.piece).as_deref(), Some("c"));
         ledger.entries.push(entry(Kind::SimPlanted, "c", "caught"));
         let again = plan.next(&ledger, &[], Kind::SimPlanted).expect("two of three are not enough");
@@ -378,7 +418,7 @@ mod tests {
         let many: Vec<String> = (0..40).map(|number| format!("bug-{number}")).collect();
         let lines =
             many.iter().map(|name| entry(Kind::SimPlanted, name, if name == "bug-7" { "missed" } else { "caught" }));
-        let ledger = Ledger { entries: lines.collect() };
+        let ledger = of(lines.collect());
         assert_eq!(Plan { sim_bugs: many, ..plan }.next(&ledger, &[], Kind::SimPlanted), None, "39 of 40 are");
     }
 
