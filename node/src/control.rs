@@ -21,7 +21,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::error::Error;
-use crate::log_clock::Clock;
+use crate::log_clock::{Clock, Reached, Timed};
 use crate::metrics::Metrics;
 use crate::proposer::{Answer, Matcher, Proposer};
 
@@ -52,7 +52,7 @@ pub struct ControlHandle {
 struct Inner {
     shared: Arc<Shared>,
     groups: Groups,
-    clock: Arc<dyn Clock>,
+    reached: Arc<Reached>,
     metrics: Arc<Metrics>,
     running: RwLock<Option<Running>>,
     leadership: watch::Sender<Leadership>,
@@ -88,7 +88,7 @@ impl ControlHandle {
         let inner = Inner {
             shared,
             groups,
-            clock,
+            reached: Reached::new(clock),
             metrics,
             running: RwLock::new(None),
             leadership: watch::Sender::new(Leadership::default()),
@@ -99,14 +99,14 @@ impl ControlHandle {
 
     /// The machine with which the control group is to be started.
     pub fn machine(&self) -> Box<dyn Machine> {
-        Box::new(ControlMachine::new(self.inner.shared.clone()))
+        let shared = self.inner.shared.clone();
+        let machine = Box::new(ControlMachine::new(shared.clone()));
+        Box::new(Timed::new(machine, self.inner.reached.clone(), move || shared.state.read().time()))
     }
 
     /// Takes the started group into use. Called once for each start of the group.
     pub fn attach(&self, group: Group) {
-        let shared = self.inner.shared.clone();
-        let reached = Arc::new(move || shared.state.read().time());
-        let proposer = Proposer::start(group.clone(), reached, self.inner.clock.clone(), self.inner.metrics.clone());
+        let proposer = Proposer::start(group.clone(), self.inner.reached.clone(), self.inner.metrics.clone());
         let inner = Arc::downgrade(&self.inner);
         let mut leadership = group.leadership();
         let following = tokio::spawn(async move {

@@ -3,10 +3,15 @@
 //! A leader stamps each entry with *last log time + its own monotonic elapsed time*, and slews that towards the wall
 //! clock by at most 5%. So a jump of a leader's wall clock, or a new leader whose wall clock is off, moves nothing at
 //! once: it raises an alarm and is worked off slowly.
+//!
+//! A new leader goes on from the moment at which it applied the last entry, not from the moment at which it begins to lead:
+//! an idle group must not lose its idle time with each leader. What is lost is the time in which no node of the group ran.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
+use quorate_raft::{Fault, LogPosition, Machine, Reply, RowBatch, StateStore};
 use quorate_state::LogTime;
 
 use crate::metrics::Metrics;
@@ -54,6 +59,66 @@ impl Clock for SystemClock {
     }
 }
 
+/// The log time that a machine has reached, and when that was.
+pub struct Reached {
+    clock: Arc<dyn Clock>,
+    /// With the monotonic clock of that moment.
+    last: Mutex<(LogTime, u64)>,
+}
+
+impl Reached {
+    /// Nothing is applied yet.
+    pub fn new(clock: Arc<dyn Clock>) -> Arc<Reached> {
+        let last = Mutex::new((LogTime(0), clock.monotonic_us()));
+        Arc::new(Reached { clock, last })
+    }
+
+    /// The log time of the last entry.
+    pub fn time(&self) -> LogTime {
+        self.last.lock().0
+    }
+
+    fn note(&self, time: LogTime) {
+        let mut last = self.last.lock();
+        if last.0 != time {
+            *last = (time, self.clock.monotonic_us());
+        }
+    }
+}
+
+/// A machine whose log time is noted as it goes on.
+pub struct Timed<F> {
+    machine: Box<dyn Machine>,
+    reached: Arc<Reached>,
+    time: F,
+}
+
+impl<F: Fn() -> LogTime> Timed<F> {
+    /// Notes what `time` says of `machine` whenever that has applied something.
+    pub fn new(machine: Box<dyn Machine>, reached: Arc<Reached>, time: F) -> Timed<F> {
+        Timed { machine, reached, time }
+    }
+}
+
+impl<F: Fn() -> LogTime + Send + 'static> Machine for Timed<F> {
+    fn apply(&mut self, at: LogPosition, payload: &[u8], rows: &mut RowBatch) -> Result<Reply, Fault> {
+        self.machine.apply(at, payload, rows)
+    }
+    fn applied(&mut self, at: LogPosition) {
+        // First of all: whoever is woken by the batch may be about to lead.
+        self.reached.note((self.time)());
+        self.machine.applied(at);
+    }
+    fn load(&mut self, store: Arc<dyn StateStore>, at: Option<LogPosition>) -> Result<(), Fault> {
+        self.machine.load(store, at)?;
+        self.reached.note((self.time)());
+        Ok(())
+    }
+    fn hash(&self) -> u64 {
+        self.machine.hash()
+    }
+}
+
 /// The stamps of one leader's term. Made anew when leadership begins, from the log time reached by then.
 pub struct LogClock {
     clock: Arc<dyn Clock>,
@@ -64,10 +129,13 @@ pub struct LogClock {
 }
 
 impl LogClock {
-    /// Goes on from `last`, the log time of the last applied entry. A log without any time yet starts at the wall clock.
-    pub fn new(last: LogTime, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> LogClock {
-        let last_us = if last.0 == 0 { clock.wall_us() } else { last.0 };
-        let monotonic_us = clock.monotonic_us();
+    /// Goes on from what is reached. A log without any time yet starts at the wall clock.
+    pub fn new(reached: &Reached, metrics: Arc<Metrics>) -> LogClock {
+        let clock = reached.clock.clone();
+        let (last_us, monotonic_us) = match *reached.last.lock() {
+            (LogTime(0), _) => (clock.wall_us(), clock.monotonic_us()),
+            (last, at) => (last.0, at),
+        };
         LogClock { clock, metrics, last_us, monotonic_us, alarmed: false }
     }
 
@@ -136,10 +204,29 @@ mod tests {
         hands
     }
 
+    fn reached(hands: &Arc<Hands>, time_us: u64) -> Arc<Reached> {
+        let reached = Reached::new(hands.clone());
+        reached.note(LogTime(time_us));
+        reached
+    }
+
+    /// Otherwise a request id that is dated by a right clock would be newer than what is guarded, and run twice.
+    #[test]
+    fn a_new_leader_loses_nothing_of_the_time_in_which_nothing_was_proposed() {
+        let hands = hands(5_000_000);
+        let metrics = Metrics::new();
+        let reached = reached(&hands, 5_000_000);
+        hands.pass(7_200_000_000);
+        reached.note(LogTime(5_000_000));
+        let mut clock = LogClock::new(&reached, metrics.clone());
+        assert_eq!(clock.stamp(), LogTime(7_205_000_000));
+        assert_eq!(metrics.log_clock_alarms.get(), 0);
+    }
+
     #[test]
     fn a_new_log_starts_at_the_wall_clock_and_follows_it() {
         let hands = hands(1_000_000_000);
-        let mut clock = LogClock::new(LogTime(0), hands.clone(), Metrics::new());
+        let mut clock = LogClock::new(&reached(&hands, 0), Metrics::new());
         hands.pass(5_000);
         assert_eq!(clock.stamp(), LogTime(1_000_005_000));
     }
@@ -148,7 +235,7 @@ mod tests {
     fn a_jump_forward_is_worked_off_at_five_percent_and_alarms_once() {
         let hands = hands(1_000_000_000);
         let metrics = Metrics::new();
-        let mut clock = LogClock::new(LogTime(1_000_000_000), hands.clone(), metrics.clone());
+        let mut clock = LogClock::new(&reached(&hands, 1_000_000_000), metrics.clone());
         hands.wall.fetch_add(3_600_000_000, Ordering::Relaxed);
         hands.pass(1_000_000);
         assert_eq!(clock.stamp(), LogTime(1_000_000_000 + 1_050_000));
@@ -160,7 +247,7 @@ mod tests {
     #[test]
     fn a_jump_back_slows_log_time_but_never_turns_it() {
         let hands = hands(5_000_000_000);
-        let mut clock = LogClock::new(LogTime(5_000_000_000), hands.clone(), Metrics::new());
+        let mut clock = LogClock::new(&reached(&hands, 5_000_000_000), Metrics::new());
         hands.wall.store(1_000_000_000, Ordering::Relaxed);
         let before = clock.stamp();
         hands.pass(1_000_000);
@@ -172,7 +259,7 @@ mod tests {
     #[test]
     fn a_small_difference_is_closed_and_not_overshot() {
         let hands = hands(1_000_000_000);
-        let mut clock = LogClock::new(LogTime(1_000_000_000 - 10_000), hands.clone(), Metrics::new());
+        let mut clock = LogClock::new(&reached(&hands, 1_000_000_000 - 10_000), Metrics::new());
         hands.pass(1_000_000);
         assert_eq!(clock.stamp(), LogTime(1_001_000_000));
         hands.pass(1_000);

@@ -11,9 +11,10 @@
 //! - At most [`QUEUED_OPERATIONS`] operations and [`QUEUED_BYTES`] bytes wait.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -23,16 +24,19 @@ use parking_lot::Mutex;
 use quorate_raft::{Committed, Group, Leadership, ProposeError};
 use quorate_state::{Entry, LogTime, Operation, Reject, codec, control, shard};
 use tokio::sync::{Notify, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::Error;
 use crate::limits::{
     ENTRIES_IN_FLIGHT, ENTRY_BYTES, ENTRY_OPERATIONS, MATCHER_ROOM, OVERLOADED_RETRY_AFTER, QUEUED_BYTES,
     QUEUED_OPERATIONS,
 };
-use crate::log_clock::{Clock, LogClock};
+use crate::log_clock::{LogClock, Reached};
 use crate::metrics::{Metrics, ProposerMetrics};
 
+/// A leader that has proposed nothing for so long proposes an entry without operations: the others learn what time it is, and
+/// one that was restarted meanwhile begins from that when it comes to lead.
+const IDLE_ENTRY: Duration = Duration::from_secs(60);
 /// How long a failed entry waits for the news that the leadership is lost.
 const FAILED_PAUSE: Duration = Duration::from_millis(10);
 
@@ -95,9 +99,6 @@ pub type Replies<C> = Vec<Result<<C as Proposable>::Reply, Reject>>;
 /// What a queued call resolves to.
 pub type Answer<C> = Result<Replies<C>, Error>;
 
-/// The log time that a group's machine has reached.
-pub type ReachedTime = Arc<dyn Fn() -> LogTime + Send + Sync>;
-
 /// Adds operations of the leader's own to entries as they are formed. Both methods are called by the proposer's task, in
 /// log order, and must not block.
 pub trait Matcher<C: Proposable = control::Command>: Send + Sync + 'static {
@@ -126,8 +127,7 @@ struct Queue<C: Proposable> {
 struct Shared<C: Proposable> {
     group: Group,
     leadership: watch::Receiver<Leadership>,
-    reached: ReachedTime,
-    clock: Arc<dyn Clock>,
+    reached: Arc<Reached>,
     metrics: Arc<Metrics>,
     measured: ProposerMetrics,
     queue: Mutex<Queue<C>>,
@@ -159,13 +159,12 @@ impl<C: Proposable> Drop for Alive<C> {
 }
 
 impl<C: Proposable> Proposer<C> {
-    /// Starts the proposer of `group` on the current runtime. `reached` says the log time of the group's machine.
-    pub fn start(group: Group, reached: ReachedTime, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Proposer<C> {
+    /// Starts the proposer of `group` on the current runtime. `reached` is that of the group's machine.
+    pub fn start(group: Group, reached: Arc<Reached>, metrics: Arc<Metrics>) -> Proposer<C> {
         let shared = Arc::new(Shared {
             leadership: group.leadership(),
             group,
             reached,
-            clock,
             measured: metrics.proposer(C::GROUP),
             metrics,
             queue: Mutex::new(Queue { calls: VecDeque::new(), operations: 0, bytes: 0 }),
@@ -209,7 +208,7 @@ impl<C: Proposable> Proposer<C> {
 
     /// The log time that an entry formed now would be stamped with; before this node leads, the time reached.
     pub fn log_time(&self) -> LogTime {
-        self.shared.log_clock.lock().as_mut().map_or_else(|| (self.shared.reached)(), LogClock::stamp)
+        self.shared.stamp()
     }
 
     /// The group.
@@ -300,6 +299,10 @@ impl<C: Proposable> Shared<C> {
         taken
     }
 
+    fn stamp(&self) -> LogTime {
+        self.log_clock.lock().as_mut().map_or_else(|| self.reached.time(), LogClock::stamp)
+    }
+
     fn refuse_all(&self) {
         let Some(refusal) = self.refusal() else { return };
         for call in self.take_all() {
@@ -382,15 +385,16 @@ async fn run<C: Proposable>(shared: Arc<Shared<C>>) {
 
 /// Proposes until leadership is lost or the proposer is stopped, and answers everything that was in flight by then.
 async fn lead<C: Proposable>(shared: &Arc<Shared<C>>, leadership: &mut watch::Receiver<Leadership>) {
-    let clock = LogClock::new((shared.reached)(), shared.clock.clone(), shared.metrics.clone());
-    *shared.log_clock.lock() = Some(clock);
+    *shared.log_clock.lock() = Some(LogClock::new(&shared.reached, shared.metrics.clone()));
     let mut in_flight = InFlight::<C>::new();
+    let mut idle = pin!(sleep(IDLE_ENTRY));
     loop {
         while in_flight.len() < ENTRIES_IN_FLIGHT {
             let Some((entry, flight)) = form(shared) else { break };
             if !launch(shared, entry, flight, &mut in_flight).await {
                 break;
             }
+            idle.as_mut().reset(Instant::now() + IDLE_ENTRY);
         }
         tokio::select! {
             biased;
@@ -400,6 +404,12 @@ async fn lead<C: Proposable>(shared: &Arc<Shared<C>>, leadership: &mut watch::Re
                 if failed && !still_leads(leadership).await { break }
             }
             () = shared.wake.notified(), if in_flight.len() < ENTRIES_IN_FLIGHT => {}
+            () = &mut idle => {
+                let entry = Entry { time: shared.stamp(), operations: Vec::new() };
+                let flight = Flight { callers: Vec::new(), matched: None, since: Instant::now() };
+                launch(shared, entry, flight, &mut in_flight).await;
+                idle.as_mut().reset(Instant::now() + IDLE_ENTRY);
+            }
             changed = leadership.changed() => {
                 if changed.is_err() || !leadership.borrow().mine { break }
             }
@@ -443,8 +453,7 @@ fn form<C: Proposable>(shared: &Shared<C>) -> Option<(Entry<C>, Flight<C>)> {
     }
     shared.measured.entries.inc();
     shared.measured.entry_operations.observe(operations.len() as f64);
-    let time = shared.log_clock.lock().as_mut().map_or_else(|| (shared.reached)(), LogClock::stamp);
-    Some((Entry { time, operations }, Flight { callers, matched, since: Instant::now() }))
+    Some((Entry { time: shared.stamp(), operations }, Flight { callers, matched, since: Instant::now() }))
 }
 
 /// Encodes the entry and gives it its place in the log. Returns false if the group has stopped: a matcher would fill one

@@ -1,7 +1,8 @@
 //! How many appends a second the log writer makes durable, and with how many fsyncs, for a number of proposals in flight.
 //!
 //! Each append is one entry of 1 KiB, in turn to one of eight groups, on the real database in a temporary directory; set
-//! `TMPDIR` to choose the disk. Once with the floor, as a node runs, and once without, to see what it costs. Criterion reports the time for one append; the lines between say appends and fsyncs a second.
+//! `TMPDIR` to choose the disk. Once with the floor, as a node runs, and once without, to see what it costs. Criterion reports
+//! the time for one append; the lines between say appends and fsyncs a second.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

@@ -422,12 +422,9 @@ impl Groups {
         self.inner.directory.get(group).map(Group::new)
     }
 
-    /// The replicas that have something stored here: what to start after a restart, but for the quarantined ones.
-    ///
-    /// # Errors
-    /// None at present.
-    pub fn stored_groups(&self) -> Result<Vec<StoredReplica>, OpenError> {
-        Ok(self.inner.log.stored())
+    /// The replicas that have something stored here, also the quarantined ones: the others are to be started after a restart.
+    pub fn stored_groups(&self) -> Vec<StoredReplica> {
+        self.inner.log.stored()
     }
 
     /// Takes a replica that is stored here out of service for good: marks it durably as damaged, and stops its group if it

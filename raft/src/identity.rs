@@ -117,8 +117,11 @@ impl Identity {
                 }
             }
             (Found::Whole(found), other) | (other, Found::Whole(found)) => {
-                if let Found::Damaged(error) = other {
-                    tracing::warn!(%error, "one copy of the identity is damaged; it is made anew from the other");
+                match other {
+                    Found::Damaged(error) => {
+                        tracing::warn!(%error, "one copy of the identity is damaged; it is made anew from the other");
+                    }
+                    _ => tracing::warn!("one copy of the identity is missing: it is written again"),
                 }
                 found
             }

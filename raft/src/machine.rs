@@ -129,6 +129,8 @@ pub trait StateStores: Send + Sync + 'static {
     fn verify(&self, checkpoint: &Path) -> io::Result<()>;
     /// Reads the applied mark of a checkpoint without making it the group's store.
     fn applied_of(&self, checkpoint: &Path) -> io::Result<Option<Bytes>>;
+    /// Whether there is anything of a group.
+    fn holds(&self, group: crate::ids::GroupId) -> bool;
     /// Deletes everything of a group.
     fn destroy(&self, group: crate::ids::GroupId) -> io::Result<()>;
 }

@@ -142,6 +142,9 @@ async fn bring_up(
 async fn open_log(inner: &Inner, group: GroupId, replica: ReplicaId) -> Result<GroupLog, OpenError> {
     if !inner.log.knows(group) {
         inner.destroy_state(group).await?;
+    } else if !inner.states.holds(group) {
+        // Where the log does not reach back far enough for that, the replica is damaged, and found to be so below.
+        tracing::warn!(%group, replica, "the state database is gone: it is made anew from the log and the peers");
     }
     inner.log.open_group(group, replica).await.map_err(|error| match error {
         LogError::Quarantined { reason, .. } => OpenError::Damaged { group, replica, reason },

@@ -57,7 +57,7 @@ impl Formation {
             return Ok(());
         }
         let quarantine = &self.context.quarantine;
-        match self.stored_replica()? {
+        match self.stored_replica() {
             // The log is claimed before the cluster is adopted, so there was one.
             None => {
                 quarantine.known(GroupId::CONTROL, None, "its log is gone, and with it all that said how far it went")
@@ -120,17 +120,17 @@ impl Formation {
         };
         match (made, adopted) {
             (Some(cluster), _) => refused(ClusterId(cluster)),
-            (None, Some(cluster)) if !self.is_founding()? => refused(cluster),
+            (None, Some(cluster)) if !self.is_founding() => refused(cluster),
             (None, Some(cluster)) => Ok(cluster),
             (None, None) => Ok(ClusterId(rand::random_range(1..=u64::MAX))),
         }
     }
 
     /// Whether the control group here is what an init that was cut off has left.
-    fn is_founding(&self) -> Result<bool, Error> {
-        let stored = self.stored_replica().map_err(unusable)?;
+    fn is_founding(&self) -> bool {
+        let stored = self.stored_replica();
         let lost = self.context.quarantine.case(GroupId::CONTROL).is_some();
-        Ok(stored.is_some_and(|stored| stored.replica == FOUNDER) && !lost)
+        stored.is_some_and(|stored| stored.replica == FOUNDER) && !lost
     }
 
     /// Joins the cluster of `seed`, a client address of any of its members, and waits until this node has read of its own
@@ -196,7 +196,7 @@ impl Formation {
     /// Starts control as the replica that the cluster gave to this node. A log of another replica in a directory that
     /// belongs to no cluster is what an init left that was cut off: it holds nothing.
     async fn start_as(&self, replica: ReplicaId) -> Result<(), Error> {
-        let found = self.stored_replica().map_err(unusable)?;
+        let found = self.stored_replica();
         if self.context.groups.identity().cluster.is_none() && found.is_some_and(|found| found.replica != replica) {
             self.context.groups.destroy_group(GroupId::CONTROL).await.map_err(unusable)?;
         }
@@ -211,7 +211,7 @@ impl Formation {
         Ok(group)
     }
 
-    pub(super) fn stored_replica(&self) -> Result<Option<StoredReplica>, OpenError> {
+    pub(super) fn stored_replica(&self) -> Option<StoredReplica> {
         stored_replica(&self.context.groups, GroupId::CONTROL)
     }
 

@@ -60,14 +60,7 @@ impl Hosting {
     /// Starts the replicas that are stored here, before anything is known of the cluster. One that cannot be started does
     /// not keep the others from it; one that the cluster has forgotten meanwhile is deleted when that is certain.
     pub async fn start_stored(&self) {
-        let stored = match self.context.groups.stored_groups() {
-            Ok(stored) => stored,
-            Err(error) => {
-                tracing::error!(%error, "cannot tell which replicas are stored here");
-                return;
-            }
-        };
-        for StoredReplica { group, replica, quarantined } in stored {
+        for StoredReplica { group, replica, quarantined } in self.context.groups.stored_groups() {
             match quarantined {
                 _ if group == GroupId::CONTROL => {}
                 Some(reason) => self.context.quarantine.known(group, known(replica), &reason),
@@ -238,7 +231,8 @@ impl Hosting {
         }
         if !self.is_led_elsewhere(shard).await {
             let why = format!(
-                "shard {shard} has no majority of healthy replicas without this one, so nothing is deleted here: start the                  other nodes that hold it, or restore the shard from a backup"
+                "shard {shard} has no majority of healthy replicas without this one, so nothing is deleted here: start the \
+                 other nodes that hold it, or restore the shard from a backup"
             );
             self.context.quarantine.held_up(group, Some(why));
             return false;
@@ -306,7 +300,7 @@ impl Hosting {
     /// Starts a replica that the map, read just now, places here. A stored log of another replica is one that the
     /// cluster has forgotten while this node was away.
     async fn start_placed(&self, shard: ShardId, replica: ReplicaId) -> Result<(), OpenError> {
-        let stored = stored_replica(&self.context.groups, group_of(shard))?;
+        let stored = stored_replica(&self.context.groups, group_of(shard));
         match stored {
             Some(found) if found.replica != replica => {
                 if !self.still_placed(shard, replica).await {
@@ -390,8 +384,8 @@ impl Hosting {
 }
 
 /// The replica whose log of `group` is stored here.
-pub(super) fn stored_replica(groups: &Groups, group: GroupId) -> Result<Option<StoredReplica>, OpenError> {
-    Ok(groups.stored_groups()?.into_iter().find(|stored| stored.group == group))
+pub(super) fn stored_replica(groups: &Groups, group: GroupId) -> Option<StoredReplica> {
+    groups.stored_groups().into_iter().find(|stored| stored.group == group)
 }
 
 /// The replica id that a log says, if it still says one.

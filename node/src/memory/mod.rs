@@ -51,6 +51,7 @@ use self::replica::{IndexPlan, Replica};
 use crate::context::Context;
 use crate::error::Error;
 use crate::hosting::ShardHost;
+use crate::log_clock::{Reached, Timed};
 use crate::proposer::Proposer;
 
 pub use self::service::MemoryApi;
@@ -76,6 +77,7 @@ struct Inner {
 /// A replica on this node, from the making of its machine to its end.
 struct Hosting {
     replica: Arc<Replica>,
+    reached: Arc<Reached>,
     running: Option<Running>,
 }
 
@@ -139,20 +141,20 @@ impl Memory {
 impl ShardHost for Memory {
     fn machine(&self, shard: ShardId, _replica: ReplicaId) -> Box<dyn Machine> {
         let replica = Arc::new(Replica::new(shard, self.inner.plan.clone()));
-        let hosting = Hosting { replica: replica.clone(), running: None };
+        let reached = Reached::new(self.inner.context.clock.clone());
+        let hosting = Hosting { replica: replica.clone(), reached: reached.clone(), running: None };
         self.inner.hosted.write().insert(shard, hosting);
-        Box::new(ShardMachine::new(replica))
+        let machine = Box::new(ShardMachine::new(replica.clone()));
+        Box::new(Timed::new(machine, reached, move || replica.held.read().shard.time()))
     }
 
     async fn started(&self, shard: ShardId, group: Group) {
-        let Some(replica) = self.inner.hosted.read().get(&shard).map(|hosting| hosting.replica.clone()) else {
+        let hosting = |hosting: &Hosting| (hosting.replica.clone(), hosting.reached.clone());
+        let Some((replica, reached)) = self.inner.hosted.read().get(&shard).map(hosting) else {
             tracing::error!(%shard, "a group was started without a machine of this node");
             return;
         };
-        let timed = replica.clone();
-        let reached = Arc::new(move || timed.held.read().shard.time());
-        let context = &self.inner.context;
-        let proposer = Proposer::start(group.clone(), reached, context.clock.clone(), context.metrics.clone());
+        let proposer = Proposer::start(group.clone(), reached, self.inner.context.metrics.clone());
         let running = Running { replica, group, proposer };
         if let Some(hosting) = self.inner.hosted.write().get_mut(&shard) {
             hosting.running = Some(running);

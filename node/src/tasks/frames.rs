@@ -191,6 +191,28 @@ pub(super) trait Gathered: Message + Default {
     }
 }
 
+impl Up {
+    /// Takes out what is said of some sessions.
+    pub(super) fn split_off(&mut self, of: impl Fn(u64) -> bool) -> Up {
+        Up {
+            attaches: self.attaches.extract_if(.., |item| of(item.session)).collect(),
+            beats: self.beats.extract_if(.., |item| of(item.session)).collect(),
+            finishes: self.finishes.extract_if(.., |item| of(item.session)).collect(),
+            closes: self.closes.extract_if(.., |item| of(item.session)).collect(),
+            detaches: self.detaches.extract_if(.., |item| of(item.session)).collect(),
+        }
+    }
+
+    /// Adds what was said later.
+    pub(super) fn append(&mut self, later: Up) {
+        self.attaches.extend(later.attaches);
+        self.beats.extend(later.beats);
+        self.finishes.extend(later.finishes);
+        self.closes.extend(later.closes);
+        self.detaches.extend(later.detaches);
+    }
+}
+
 impl Gathered for Up {
     fn is_empty(&self) -> bool {
         self.attaches.is_empty()
@@ -298,6 +320,17 @@ mod tests {
         down.gone.push(Gone { session: 1, attachment: 0, error: None });
         assert!(down.take_part().gone.is_empty());
         assert_eq!(down.take_part().gone.len(), 1);
+    }
+
+    #[test]
+    fn what_is_said_of_a_session_is_taken_out_and_the_rest_stays() {
+        let place = |session| Place { session, attachment: 1 };
+        let beat = |session, seq| Beat { session, attachment: 1, seq, draining: false };
+        let mut up = Up { beats: vec![beat(1, 5), beat(2, 6)], detaches: vec![place(2), place(1)], ..Up::default() };
+        let mut taken = up.split_off(|session| session == 2);
+        assert_eq!((&up.beats[..], &up.detaches[..]), (&[beat(1, 5)][..], &[place(1)][..]));
+        taken.append(Up { beats: vec![beat(2, 7)], ..Up::default() });
+        assert_eq!((&taken.beats[..], &taken.detaches[..]), (&[beat(2, 6), beat(2, 7)][..], &[place(2)][..]));
     }
 
     #[test]

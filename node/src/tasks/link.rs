@@ -5,10 +5,8 @@
 //! nobody else and what waits for it is bounded by its sessions' slots and unacknowledged finishes.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use parking_lot::Mutex;
@@ -22,6 +20,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 
+use super::attaching::Attaching;
 use super::frames::{Attach, Attached, Down, Gathered as _, Gone, Place, SessionAck, SessionFinish, Up};
 use super::leader::{Book, Leader, Posts, session_over};
 use super::roster::{Attachment, Delivery, LinkId};
@@ -32,8 +31,6 @@ use crate::proposer::Answer;
 
 /// Frames of one node whose finishes are under way. Beyond it the node's stream is not read.
 const FRAMES_IN_FLIGHT: usize = 64;
-/// How often a leader that waits to be confirmed looks whether it is.
-const CONFIRM_EVERY: Duration = Duration::from_millis(10);
 /// Renewals that wait for one node at most.
 const BEATS_KEPT: usize = 65_536;
 
@@ -93,7 +90,7 @@ struct Ending {
 }
 
 /// An answer that is to come, or why there is none.
-type Submitted = Result<oneshot::Receiver<Answer<Command>>, Error>;
+pub(super) type Submitted = Result<oneshot::Receiver<Answer<Command>>, Error>;
 
 /// The finishes of one frame that were proposed together.
 struct Ended {
@@ -124,7 +121,7 @@ pub(super) async fn serve(
     let registered = Registered { leader: &leader, link: leader.add_link(node, outbox.clone()) };
     let link = registered.link;
     let mut under_way = FuturesUnordered::new();
-    let mut waiting: Option<BoxFuture<'static, Option<Up>>> = None;
+    let mut attaching = Attaching::default();
     loop {
         while let Some(Some(ended)) = under_way.next().now_or_never() {
             if !acknowledge(&leader, &outbox, ended) {
@@ -141,17 +138,14 @@ pub(super) async fn serve(
             // Whoever else has something for this node is likely to be ready to run too, and goes first.
             () = outbox.filled.notified() => yield_now().await,
             reserved = outbound.reserve(), if stuck => if reserved.is_err() { return },
-            ready = async { waiting.as_mut()?.await }, if waiting.is_some() => {
-                waiting = None;
+            ready = attaching.next(), if !attaching.is_empty() => {
                 let Some(up) = ready else { return };
-                under_way.extend(take_in(&leader, link, up));
+                under_way.extend(take_in(&leader, link, attaching.admit(&leader, up)));
             }
-            frame = inbound.recv(), if waiting.is_none() && under_way.len() < FRAMES_IN_FLIGHT => {
+            frame = inbound.recv(), if attaching.has_room() && under_way.len() < FRAMES_IN_FLIGHT => {
                 let Some(frame) = frame else { return };
                 match Up::decode(frame) {
-                    // The frame waits, and all behind it.
-                    Ok(up) if !up.attaches.is_empty() => waiting = Some(attachable(leader.clone(), up).boxed()),
-                    Ok(up) => under_way.extend(take_in(&leader, link, up)),
+                    Ok(up) => under_way.extend(take_in(&leader, link, attaching.admit(&leader, up))),
                     Err(error) => {
                         tracing::error!(%node, %error, "a relay frame does not decode; closing the stream");
                         return;
@@ -160,42 +154,6 @@ pub(super) async fn serve(
             }
         }
     }
-}
-
-/// Gives a frame with attaches back when they may be taken in; `None` if this leader cannot come to that.
-///
-/// First the log has to know the streams by which agents go on, so that no later leader takes one that was left for the
-/// session's. Then a quorum must follow this leader: what an attach is told comes from its book, and one that was cut off
-/// would hand out attempts that the next leader has seen finished.
-async fn attachable(leader: Arc<Leader>, up: Up) -> Option<Up> {
-    let new: Vec<Command> = leader.context.control.read(|state| {
-        let attaches = up.attaches.iter().map(|attach| (SessionId(attach.session), attach.attachment));
-        let new = attaches.filter(|(session, number)| state.attachment(*session).is_some_and(|known| known < *number));
-        new.map(|(session, attachment)| Command::AttachSession { session, attachment }).collect()
-    });
-    if !new.is_empty() {
-        leader.with_book(|book, _| {
-            for command in &new {
-                if let Command::AttachSession { session, attachment } = *command {
-                    book.roster.goes_on(session, attachment);
-                }
-            }
-        });
-        // What is refused is found out when it is taken in: the session is over, or has a later stream.
-        let submit = || leader.context.control.submit(new.iter().cloned().map(Operation::new).collect());
-        if let Err(error) = settle(submit(), submit).await {
-            tracing::debug!(%error, "streams of sessions could not be proposed; the node is to show them again");
-            return None;
-        }
-    }
-    #[cfg(feature = "planted")]
-    if crate::planted::is("unconfirmed-attach") {
-        return Some(up);
-    }
-    while !leader.is_confirmed() {
-        sleep(CONFIRM_EVERY).await;
-    }
-    Some(up)
 }
 
 /// Takes one frame in and proposes its finishes, if it has any. The proposal is queued before the next frame is read, so
@@ -343,7 +301,7 @@ async fn end(leader: Arc<Leader>, finishes: Vec<SessionFinish>, first: Submitted
 
 /// Waits for the answer to what was submitted. While the proposer sheds, it is submitted again, and the frame waits here and
 /// with it, in the end, the node.
-async fn settle(mut submitted: Submitted, again: impl Fn() -> Submitted) -> Answer<Command> {
+pub(super) async fn settle(mut submitted: Submitted, again: impl Fn() -> Submitted) -> Answer<Command> {
     loop {
         match submitted {
             Ok(receiver) => return receiver.await.unwrap_or_else(|_| Err(Error::shutting_down())),

@@ -15,6 +15,7 @@
 //! effect *granted* → payload row → relay → agent → finish → relay → proposer, and with it the next grant.
 
 mod agents;
+mod attaching;
 mod enqueue;
 mod frames;
 mod leader;

@@ -366,9 +366,12 @@ impl Relay {
         self.acknowledged(down.acks);
         for cancel in down.cancels {
             let Some(word) = cancel.cancel else { continue };
-            if let (Some(local), Some(token)) = (self.sessions.get_mut(&cancel.session), &word.token) {
-                local.holding.remove(&wire::token_from_wire(token));
+            let (Some(local), Some(token)) = (self.sessions.get_mut(&cancel.session), &word.token) else { continue };
+            if !local.opened {
+                // It is among what the stream is told to be lost when it is taken in.
+                continue;
             }
+            local.holding.remove(&wire::token_from_wire(token));
             self.tell(cancel.session, Frame::Cancel(word));
         }
         self.granted(down.grants);
@@ -421,6 +424,10 @@ impl Relay {
         let mut by_session: BTreeMap<u64, Vec<v1::Grant>> = BTreeMap::new();
         for SessionGrant { session, grant } in grants {
             let (Some(grant), Some(local)) = (grant, self.sessions.get_mut(&session)) else { continue };
+            // The stream that the agent has left took it; the leader finds it missing when it takes this one in.
+            if !local.opened {
+                continue;
+            }
             let Some(token) = grant.token.as_ref().map(wire::token_from_wire) else { continue };
             if local.holding.insert(token, Some(grant.task_id)).is_none() {
                 by_session.entry(session).or_default().push(grant);

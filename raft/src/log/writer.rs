@@ -49,6 +49,8 @@ pub struct TaskHooks {
     /// How long the coming commit takes. A part of it passes before the engine has the batch, a part before the floor has
     /// what the batch raises, and a part after, so that a crash can fall between any two steps.
     pub latency: Arc<dyn Fn() -> Duration + Send + Sync>,
+    /// Called when a batch is durable and whoever waited for it was told.
+    pub answered: Arc<dyn Fn() + Send + Sync>,
     /// Called in place of the end of the process when a commit has failed. The simulation must kill the node; the writer
     /// answers everything from then on with an error.
     pub failed: Arc<dyn Fn(&io::Error) + Send + Sync>,
@@ -59,6 +61,7 @@ impl TaskHooks {
     pub fn instant() -> Self {
         TaskHooks {
             latency: Arc::new(|| Duration::ZERO),
+            answered: Arc::new(|| ()),
             failed: Arc::new(|error| panic!("a commit of the log failed: {error}")),
         }
     }
@@ -349,6 +352,7 @@ impl Shared {
             }
             pause(part).await;
             answer(&mut batch);
+            (hooks.answered)();
         }
         self.ended.notify_waiters();
     }

@@ -182,6 +182,10 @@ impl StateStores for MemoryStates {
         Ok(self.store(group, rows))
     }
 
+    fn holds(&self, group: GroupId) -> bool {
+        self.alive().is_ok_and(|disk| disk.durable.contains_key(&group))
+    }
+
     fn staging(&self, group: GroupId) -> io::Result<PathBuf> {
         self.has_room()?;
         let number = {

@@ -152,6 +152,10 @@ impl StateStores for RocksStates {
         Ok(store)
     }
 
+    fn holds(&self, group: GroupId) -> bool {
+        self.group_dir(group).exists()
+    }
+
     fn staging(&self, group: GroupId) -> io::Result<PathBuf> {
         let number = self.stagings.fetch_add(1, Ordering::Relaxed);
         let dir = self.group_dir(group).join(format!("{STAGING}{number}"));

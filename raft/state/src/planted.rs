@@ -22,7 +22,8 @@ pub const NAMES: [&str; 11] = [
 
 static CHOSEN: OnceLock<String> = OnceLock::new();
 
-/// Chooses the bug that this process has, or several that are separated by commas. The first choice stands; the name of another crate's bug is none here.
+/// Chooses the bug that this process has, or several that are separated by commas. The first choice stands; the name of another
+/// crate's bug is none here.
 pub fn choose(name: &str) {
     CHOSEN.get_or_init(|| name.to_owned());
 }

@@ -16,9 +16,10 @@ use crate::{Fault, LogTime, Reject, RequestId};
 pub(crate) const KEPT_HOURS: u32 = 24;
 /// The most replies that are kept.
 pub(crate) const MAX_REQUESTS: usize = 1 << 19;
-/// How far a client's clock may be ahead, milliseconds, without a gap in the guard: ids dated further ahead are remembered
-/// as if they were this far ahead, so that one wrong clock cannot move the horizon for all.
-const MAX_AHEAD_MS: u64 = 3_600_000;
+/// How far a client's clock may be ahead of log time, milliseconds, without a gap in the guard: ids dated further ahead are
+/// remembered as if they were this far ahead, so that one wrong clock cannot move the horizon for all. A day, because log time
+/// is behind all clocks after a stop of the whole cluster, and comes after them slowly.
+const MAX_AHEAD_MS: u64 = 24 * 3_600_000;
 /// How many replies one entry forgets at most.
 const FORGOTTEN_PER_ENTRY: usize = 8_192;
 
@@ -119,7 +120,7 @@ impl<K: Kept> Requests<K> {
     }
 }
 
-/// The time by which a request is forgotten: when it was minted, if that is at most an hour ahead of when it was kept.
+/// The time by which a request is forgotten: when it was minted, if that is at most a day ahead of when it was kept.
 /// Requests are forgotten in this order, so that the horizon never passes one that is newer than those forgotten: a single
 /// client whose clock is ahead must not make the others' requests too old.
 fn counted_from(at: LogTime, id: RequestId) -> LogTime {
@@ -222,6 +223,22 @@ mod tests {
         let horizon = requests.forget_beyond(6, at(10), LogTime(0), &mut changes);
         assert_eq!(horizon, LogTime(at(4).0 + 1));
         assert_eq!(requests.look_up(minted_at(at(9), 1_000), at(10), horizon), Ok(None), "a new one is taken");
+    }
+
+    /// After a stop of the whole cluster, for example.
+    #[test]
+    fn log_time_that_is_hours_behind_all_clients_opens_no_gap() {
+        let mut requests = Requests::<Text>::default();
+        let mut changes = Changes::default();
+        let at = |nth: u64| LogTime(1_750_000_000_000_000).plus_ms(nth);
+        for nth in 0..10 {
+            requests.keep(minted_at(at(2 * HOUR_MS + nth), nth), at(nth), Text(nth), &mut changes);
+        }
+        let horizon = requests.forget_beyond(6, at(10), LogTime(0), &mut changes);
+        let again = minted_at(at(2 * HOUR_MS + 3), 3);
+        assert_eq!(requests.look_up(again, at(10), horizon), Err(Reject::RequestExpired { kept_hours: 24 }));
+        let new = minted_at(at(2 * HOUR_MS + 10), 10);
+        assert_eq!(requests.look_up(new, at(10), horizon), Ok(None));
     }
 
     #[test]

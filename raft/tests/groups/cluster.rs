@@ -260,7 +260,7 @@ impl Cluster {
             floor: Arc::new(machine.floor.clone()),
             states: Arc::new(machine.states.clone()),
             connector: Arc::new(Gated { network: self.network.clone(), from: number }),
-            writer: WriterMode::Task(TaskHooks { latency: Arc::new(|| Duration::ZERO), failed: Arc::new(|_| ()) }),
+            writer: WriterMode::Task(TaskHooks { failed: Arc::new(|_| ()), ..TaskHooks::instant() }),
         };
         Groups::open(config, seams).await.expect("a disk that reads")
     }

@@ -55,7 +55,7 @@ async fn a_replica_with_a_damaged_log_never_starts_again_and_a_new_one_takes_its
     for round in 0..2 {
         let (groups, refused) = cluster.boot_damaged(3).await;
         assert!(refused.is_damage() && reason_of(&refused).contains("position 5"), "{refused}");
-        let stored = groups.stored_groups().unwrap().remove(0);
+        let stored = groups.stored_groups().remove(0);
         assert_eq!(stored.replica, replica(3));
         assert!(stored.quarantined.unwrap().contains("position 5"));
         groups.shutdown().await;
@@ -99,7 +99,7 @@ async fn a_leader_that_reads_a_damaged_record_for_a_peer_is_quarantined_and_anot
     let Stop::Damaged(reason) = stop_of(&node.group).await else { panic!("it is damaged") };
     assert!(reason.contains(&format!("position {early}")), "{reason}");
     assert!(node.groups.group(GROUP).is_none() && node.group.store().get(1, b"sum").is_err(), "it serves nothing");
-    assert_eq!(node.groups.stored_groups().unwrap()[0].quarantined.as_ref(), Some(&reason));
+    assert_eq!(node.groups.stored_groups()[0].quarantined.as_ref(), Some(&reason));
     let rest: Vec<usize> = (1..=3).filter(|number| *number != damaged).collect();
     assert_eq!(cluster.add(&rest, 1).await, 9);
     cluster.converge(&[rest[0], rest[1], 4], 9).await;
@@ -154,7 +154,7 @@ async fn a_replica_that_is_quarantined_from_outside_stops_and_the_rest_goes_on()
     leader.groups.quarantine(GROUP, replica(number), "again").await.unwrap();
     let quarantined = Some("diverged".to_owned());
     let expected = StoredReplica { group: GROUP, replica: replica(number), quarantined };
-    assert_eq!(leader.groups.stored_groups().unwrap(), [expected]);
+    assert_eq!(leader.groups.stored_groups(), [expected]);
     let rest: Vec<usize> = (1..=3).filter(|other| *other != number).collect();
     assert_eq!(cluster.add(&rest, 2).await, 3);
     cluster.kill(number).await;
@@ -177,7 +177,7 @@ async fn a_deletion_that_is_cut_off_is_finished_at_the_next_start() {
     node.groups.destroy_group(GROUP).await.expect_err("the node has died");
     cluster.kill(1).await;
     let groups = cluster.open(1).await;
-    assert_eq!(groups.stored_groups().unwrap(), []);
+    assert_eq!(groups.stored_groups(), []);
     let fresh = groups.start_group(GROUP, 55, Counter::boxed(&Arc::new(AtomicUsize::new(0)))).await.unwrap();
     assert_eq!((fresh.applied(), stored_sum(&*fresh.store())), (0, 0));
 }

@@ -120,7 +120,7 @@ async fn a_group_stops_starts_again_and_is_destroyed() {
     assert!(node.group.store().get(1, b"sum").is_err(), "a stopped group holds no database");
     let stranger = node.groups.start_group(GROUP, 77, Counter::boxed(loads)).await;
     assert!(matches!(stranger.err(), Some(OpenError::Log(_))), "the log belongs to another replica");
-    let stored = node.groups.stored_groups().unwrap();
+    let stored = node.groups.stored_groups();
     assert_eq!(stored, [StoredReplica { group: GROUP, replica: replica(1), quarantined: None }]);
     let slow = GroupConfig { timers: Some(Timers::default().slower(4)) };
     let group = node.groups.start_group_with(GROUP, replica(1), Counter::boxed(loads), slow).await.unwrap();
@@ -128,7 +128,7 @@ async fn a_group_stops_starts_again_and_is_destroyed() {
     tokio::time::timeout(LONG, leadership.wait_for(|now| now.mine)).await.unwrap().unwrap();
     assert_eq!(group.propose(number(1)).await.unwrap().reply.downcast::<u64>(), Some(5));
     node.groups.destroy_group(GROUP).await.unwrap();
-    assert_eq!(node.groups.stored_groups().unwrap(), []);
+    assert_eq!(node.groups.stored_groups(), []);
     let fresh = node.groups.start_group(GROUP, 77, Counter::boxed(loads)).await.unwrap();
     assert_eq!(fresh.applied(), 0);
 }
@@ -157,5 +157,5 @@ async fn the_groups_of_a_node_share_what_they_can() {
         let position = group.read_position(LONG).await.unwrap();
         group.wait_applied(position, LONG).await.unwrap();
     }
-    assert_eq!(cluster.nodes[&1].groups.stored_groups().unwrap().len(), 9);
+    assert_eq!(cluster.nodes[&1].groups.stored_groups().len(), 9);
 }

@@ -67,7 +67,7 @@ async fn a_record_that_rots_under_a_replica_stops_it_though_nobody_reads_it() {
         assert!(cluster.machines[&follower].log.damage(GROUP, early, |bytes| flip(bytes).filter(|_| !gone)));
         let reason = damage_of(&cluster.nodes[&follower].group).await;
         assert!(reason.contains(&format!("position {early}")), "{reason}");
-        assert_eq!(cluster.nodes[&follower].groups.stored_groups().unwrap()[0].quarantined, Some(reason));
+        assert_eq!(cluster.nodes[&follower].groups.stored_groups()[0].quarantined, Some(reason));
         assert_eq!(counted(&cluster.machines[&follower].registry, "damage", "log"), 1);
         let rest: Vec<usize> = (1..=3).filter(|number| *number != follower).collect();
         let sum = cluster.add(&rest, 1).await;

@@ -138,7 +138,7 @@ async fn run(log: &mut GroupLog, steps: &[Step], wait_for_each: bool) -> usize {
 }
 
 fn hooks() -> TaskHooks {
-    TaskHooks { latency: Arc::new(|| Duration::from_millis(2)), failed: Arc::new(|_| {}) }
+    TaskHooks { latency: Arc::new(|| Duration::from_millis(2)), failed: Arc::new(|_| {}), ..TaskHooks::instant() }
 }
 
 /// What goes wrong, and in which write.

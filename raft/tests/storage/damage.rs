@@ -1,7 +1,6 @@
 //! What is found on the disk is not what was written.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use openraft::storage::{RaftLogReader, RaftLogStorage};
 use quorate_raft::log::{GroupLog, LogError, LogStore, RecordError, StoredReplica, TaskHooks};
@@ -23,7 +22,7 @@ async fn written() -> Disk {
 /// of the rest.
 async fn written_ahead(known: u64) -> Disk {
     let disk = Disk::new();
-    let store = disk.store(TaskHooks { latency: Arc::new(|| Duration::ZERO), failed: Arc::new(|_| ()) });
+    let store = disk.store(TaskHooks { failed: Arc::new(|_| ()), ..TaskHooks::instant() });
     let mut log = store.open_group(GROUP, REPLICA).await.unwrap();
     append_durably(&mut log, (0..known).map(plain)).await;
     disk.floor.set_hook(|_| FloorFault::CrashBefore);

@@ -46,7 +46,7 @@ fn arm(disk: &Disk, of_floor: bool, fatal: u64, after: bool) -> Arc<AtomicBool> 
 }
 
 fn hooks() -> TaskHooks {
-    TaskHooks { latency: Arc::new(|| Duration::from_millis(3)), failed: Arc::new(|_| {}) }
+    TaskHooks { latency: Arc::new(|| Duration::from_millis(3)), failed: Arc::new(|_| {}), ..TaskHooks::instant() }
 }
 
 #[tokio::test(start_paused = true)]

@@ -97,7 +97,9 @@ impl Audit {
             }
             (Command::Fail { task, token, .. }, Reply::Failed { dead }) => self.fail(*task, *token, *dead, wrong),
             (Command::Cancel { task }, Reply::Cancelled) => self.cancel(*task, wrong),
-            (Command::ExpireSession { session } | Command::CloseSession { session, .. }, Reply::Done) => self.end(*session),
+            (Command::ExpireSession { session } | Command::CloseSession { session, .. }, Reply::Done) => {
+                self.end(*session)
+            }
             _ => {}
         }
     }

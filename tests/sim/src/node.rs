@@ -104,15 +104,16 @@ fn observer(world: &Arc<World>, slot: &Arc<Slot>) -> Observer {
 }
 
 fn hooks(world: &Arc<World>, slot: &Arc<Slot>) -> TaskHooks {
-    let (world, disk, dying) = (world.clone(), slot.clone(), slot.clone());
+    let (world, disk, written, dying) = (world.clone(), slot.clone(), slot.clone(), slot.clone());
     TaskHooks {
         latency: Arc::new(move || {
             let most = disk.commit_us.load(Ordering::Relaxed);
             let latency = world.choose(0..most) + disk.stall_us.swap(0, Ordering::Relaxed);
             let latency = Duration::from_micros(latency);
-            disk.batch(elapsed_us(), latency);
+            disk.batch(elapsed_us());
             latency
         }),
+        answered: Arc::new(move || written.batch_ended(elapsed_us())),
         failed: Arc::new(move |_| dying.died.store(true, Ordering::Relaxed)),
     }
 }

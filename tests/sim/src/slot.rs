@@ -223,16 +223,20 @@ impl Slot {
         std::mem::take(&mut *self.written.lock())
     }
 
-    /// The log writer takes a batch, whose commit takes `latency`.
-    pub(crate) fn batch(&self, now_us: u64, latency: Duration) {
+    /// The log writer takes a batch.
+    pub(crate) fn batch(&self, now_us: u64) {
         let mut batches = self.batches.lock();
         let was_idle = now_us > batches.ends_us + IDLE_US;
         // What is in it came in while the batch before was being written, or just now; or, where Raft's core had to wait for two
         // writes of its own in a row, such as a purge and a vote, while the one before that was.
         let from_us = if was_idle { now_us.saturating_sub(IDLE_US) } else { batches.before_us };
         let before_us = if was_idle { now_us } else { batches.taken_us };
-        let latency_us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
-        *batches = Batches { taken_us: now_us, before_us, ends_us: now_us + latency_us, gathered: (from_us, now_us) };
+        *batches = Batches { taken_us: now_us, before_us, ends_us: now_us, gathered: (from_us, now_us) };
+    }
+
+    /// The batch is written, and whoever waited for it was told.
+    pub(crate) fn batch_ended(&self, now_us: u64) {
+        self.batches.lock().ends_us = now_us;
     }
 
     /// A process has started here.
@@ -422,10 +426,13 @@ mod tests {
     fn what_is_in_a_batch_came_in_since_the_batch_before_was_taken() {
         let slot = Slot::new(0, Path::new("unused"), 0);
         let gathered = |slot: &Slot| slot.batches.lock().gathered;
-        slot.batch(10_000, Duration::from_micros(2_000));
-        slot.batch(12_000, Duration::from_micros(1_000));
-        assert_eq!(gathered(&slot), (10_000, 12_000));
-        slot.batch(50_000, Duration::ZERO);
+        slot.batch(10_000);
+        // A slow disk, however its time came about.
+        slot.batch_ended(40_000);
+        slot.batch(41_000);
+        assert_eq!(gathered(&slot), (10_000, 41_000));
+        slot.batch_ended(42_000);
+        slot.batch(50_000);
         assert_eq!(gathered(&slot), (50_000 - IDLE_US, 50_000), "nothing waited");
     }
 }

@@ -126,6 +126,9 @@ mod tests {
         let other = SessionId(9);
         assert_eq!(sessions.holds(other, 100), None);
         sessions.closes(other);
-        assert_eq!(entry(&mut sessions, 60, Command::CloseSession { session: other, attachment: 0 }), Vec::<String>::new());
+        assert_eq!(
+            entry(&mut sessions, 60, Command::CloseSession { session: other, attachment: 0 }),
+            Vec::<String>::new()
+        );
     }
 }

@@ -1,0 +1,181 @@
+//! Streams that are being taken in: what a node says of their sessions waits here until the leader may answer.
+//!
+//! First the log has to know the streams by which agents go on, so that no later leader takes one that was left for the
+//! session's. Then a quorum must follow this leader: what an attach is told comes from its book, and one that was cut off
+//! would hand out attempts that the next leader has seen finished.
+//!
+//! Only those sessions wait. The heartbeats of the others go by: one agent that comes back while the leader's disk stalls must
+//! not let all sessions of its node expire.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use quorate_state::control::Command;
+use quorate_state::{Operation, SessionId};
+use tokio::time::sleep;
+
+use super::frames::Up;
+use super::leader::Leader;
+use super::link::settle;
+
+/// How often a leader that waits to be confirmed looks whether it is.
+const CONFIRM_EVERY: Duration = Duration::from_millis(10);
+/// Parts of frames that wait at once. Beyond it the node's stream is not read.
+const PARTS: usize = 16;
+/// Streams that are proposed in one call.
+const STREAMS_A_CALL: usize = 1_000;
+
+/// A part of a frame, and of those behind it, with the sessions in it.
+struct Part {
+    sessions: HashSet<u64>,
+    up: Up,
+}
+
+/// What waits on one link.
+#[derive(Default)]
+pub(super) struct Attaching {
+    parts: BTreeMap<u64, Part>,
+    number: u64,
+    under_way: FuturesUnordered<BoxFuture<'static, (u64, bool)>>,
+}
+
+impl Attaching {
+    pub(super) fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    /// Whether another frame may be read.
+    pub(super) fn has_room(&self) -> bool {
+        self.parts.len() < PARTS
+    }
+
+    /// Keeps back what has to wait of a frame, and gives the rest.
+    pub(super) fn admit(&mut self, leader: &Arc<Leader>, up: Up) -> Up {
+        #[cfg(feature = "planted")]
+        if crate::planted::is("unconfirmed-attach") {
+            return up;
+        }
+        let (trusted, new) = (leader.is_confirmed(), new_streams(leader, &up));
+        let waits = |session: u64| !trusted || new.iter().any(|(of, _)| of.0 == session);
+        let sessions: HashSet<u64> = up.attaches.iter().map(|attach| attach.session).filter(|of| waits(*of)).collect();
+        let leader = leader.clone();
+        self.keep_back(up, sessions, move || Box::pin(async move { record(&leader, new).await }))
+    }
+
+    /// The same for sessions that wait for `ready` to say whether they may be tried again, beside those that wait already.
+    fn keep_back(
+        &mut self,
+        mut up: Up,
+        mut sessions: HashSet<u64>,
+        ready: impl FnOnce() -> BoxFuture<'static, bool>,
+    ) -> Up {
+        for part in self.parts.values_mut() {
+            part.up.append(up.split_off(|session| part.sessions.contains(&session)));
+            sessions.retain(|session| !part.sessions.contains(session));
+        }
+        if !sessions.is_empty() {
+            let kept = up.split_off(|session| sessions.contains(&session));
+            self.number += 1;
+            let (number, ready) = (self.number, ready());
+            self.under_way.push(Box::pin(async move { (number, ready.await) }));
+            self.parts.insert(number, Part { sessions, up: kept });
+        }
+        up
+    }
+
+    /// The next part that may be tried again; `None` if this leader cannot come to that. Never, if nothing waits.
+    pub(super) async fn next(&mut self) -> Option<Up> {
+        match self.under_way.next().await {
+            Some((number, true)) => self.parts.remove(&number).map(|part| part.up),
+            Some((_, false)) => None,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// The streams of a frame that the log does not know yet.
+fn new_streams(leader: &Leader, up: &Up) -> Vec<(SessionId, u64)> {
+    leader.context.control.read(|state| {
+        let attaches = up.attaches.iter().map(|attach| (SessionId(attach.session), attach.attachment));
+        attaches.filter(|(session, number)| state.attachment(*session).is_some_and(|known| known < *number)).collect()
+    })
+}
+
+/// Puts streams into the log, and waits until a quorum follows. What the log refuses is found out when it is taken in: the
+/// session is over, or has a later stream.
+async fn record(leader: &Leader, new: Vec<(SessionId, u64)>) -> bool {
+    leader.with_book(|book, _| {
+        for (session, attachment) in &new {
+            book.roster.goes_on(*session, *attachment);
+        }
+    });
+    for part in new.chunks(STREAMS_A_CALL) {
+        let command = |&(session, attachment): &_| Operation::new(Command::AttachSession { session, attachment });
+        let submit = || leader.context.control.submit(part.iter().map(command).collect());
+        if let Err(error) = settle(submit(), submit).await {
+            tracing::debug!(%error, "streams of sessions could not be proposed; the node is to show them again");
+            return false;
+        }
+    }
+    while !leader.is_confirmed() {
+        sleep(CONFIRM_EVERY).await;
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::super::frames::{Attach, Beat, Place};
+    use super::*;
+
+    fn attach(session: u64, attachment: u64) -> Attach {
+        Attach { session, attachment, holding: Vec::new() }
+    }
+
+    fn beat(session: u64, seq: u64) -> Beat {
+        Beat { session, attachment: 1, seq, draining: false }
+    }
+
+    /// Keeps session 1 back until it is told otherwise.
+    fn kept(attaching: &mut Attaching, up: Up) -> (Up, oneshot::Sender<bool>) {
+        let (tell, told) = oneshot::channel();
+        let ready = || -> BoxFuture<'static, bool> { Box::pin(async move { told.await.unwrap_or(false) }) };
+        (attaching.keep_back(up, HashSet::from([1]), ready), tell)
+    }
+
+    fn later(attaching: &mut Attaching, up: Up) -> Up {
+        attaching.keep_back(up, HashSet::new(), || unreachable!("nobody new waits"))
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_waits_holds_up_no_other_session() {
+        let mut attaching = Attaching::default();
+        let up = Up { attaches: vec![attach(1, 2), attach(2, 1)], beats: vec![beat(2, 7)], ..Up::default() };
+        let (rest, tell) = kept(&mut attaching, up);
+        assert_eq!((&rest.attaches[..], &rest.beats[..]), (&[attach(2, 1)][..], &[beat(2, 7)][..]));
+        let close = Place { session: 1, attachment: 2 };
+        let up = Up { beats: vec![beat(1, 3), beat(2, 8)], closes: vec![close], ..Up::default() };
+        let rest = later(&mut attaching, up);
+        assert_eq!((&rest.beats[..], rest.closes.len()), (&[beat(2, 8)][..], 0));
+        tell.send(true).expect("it is waited for");
+        let part = attaching.next().await.expect("it may be tried again");
+        let said = Up { attaches: vec![attach(1, 2)], beats: vec![beat(1, 3)], closes: vec![close], ..Up::default() };
+        assert_eq!(part, said, "all that was said of it, in its order");
+        assert!(attaching.is_empty());
+        assert_eq!(later(&mut attaching, Up { beats: vec![beat(1, 4)], ..Up::default() }).beats, vec![beat(1, 4)]);
+    }
+
+    #[tokio::test]
+    async fn a_leader_that_cannot_come_to_it_gives_up() {
+        let mut attaching = Attaching::default();
+        let (_, tell) = kept(&mut attaching, Up { attaches: vec![attach(1, 2)], ..Up::default() });
+        tell.send(false).expect("it is waited for");
+        assert_eq!(attaching.next().await, None);
+    }
+}
