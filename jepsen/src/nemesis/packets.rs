@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 
 use super::{NemesisContext, Strike, one_of};
 use crate::cluster::{Disturbance, Mark};
+use crate::event::Injection;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wrong {
@@ -62,7 +63,8 @@ impl Strike for PacketFault {
                 doubled += ctx.cluster.doubled(*node).await?;
                 ctx.cluster.stop_doubling(*node).await?;
             }
-            open.end_seen(doubled > 0, format!("from nodes {nodes:?}: {doubled} packets doubled"));
+            // The kernel drops the second one of each, so nothing above it was attacked.
+            open.end(Injection::Indeterminate, format!("from nodes {nodes:?}: {doubled} packets doubled, below TCP"));
             return Ok(());
         }
         let wanted = disturbance(self.wrong, dice);

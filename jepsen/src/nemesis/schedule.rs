@@ -9,6 +9,9 @@ use rand::rngs::StdRng;
 
 use super::{NAMES, Needs, Nemesis, NemesisContext, draw, one_of, strike};
 
+/// What nothing above the kernel can see: a turn of chaos that draws it is lost.
+const BREAKS_NOTHING: [&str; 1] = ["duplicate"];
+
 /// One fault from its beginning to its end.
 #[async_trait]
 pub trait Strike: Send {
@@ -68,22 +71,26 @@ impl Nemesis for Chaos {
     }
 
     async fn run(&mut self, ctx: &NemesisContext) -> Result<()> {
-        let met = |needs: &Needs| {
+        let kinds = kinds(|needs| {
             let cluster = &ctx.cluster;
             needs.nodes <= cluster.members().len()
                 && (!needs.loop_disk || cluster.has_power_switch(0))
                 && (!needs.faketime || cluster.has_clock(0))
                 && (!needs.failpoints || cluster.has_failpoints())
-        };
-        let kinds: Vec<&str> = NAMES.iter().filter(|(.., needs)| met(needs)).map(|(name, ..)| *name).collect();
+        });
         while ctx.wait(draw(&ctx.pace.calm, &mut self.dice)).await {
-            // Names that are no single strike make none.
             let Some(mut strike) = strike(one_of(&kinds, &mut self.dice), None) else { continue };
             let length = draw(&ctx.pace.fault, &mut self.dice);
             strike.strike(ctx, &mut self.dice, length).await.with_context(|| format!("nemesis {}", strike.name()))?;
         }
         Ok(())
     }
+}
+
+/// What chaos draws from: names that are no single strike make none when they are drawn.
+fn kinds(met: impl Fn(&Needs) -> bool) -> Vec<&'static str> {
+    let drawn = NAMES.iter().filter(|(name, _, needs)| met(needs) && !BREAKS_NOTHING.contains(name));
+    drawn.map(|(name, ..)| *name).collect()
 }
 
 /// Breaks nothing.
@@ -98,5 +105,18 @@ impl Nemesis for Nothing {
     async fn run(&mut self, ctx: &NemesisContext) -> Result<()> {
         ctx.stop.cancelled().await;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chaos_draws_only_what_can_be_felt() {
+        let all = kinds(|_| true);
+        assert!(!all.contains(&"duplicate"), "the kernel drops the second packet");
+        assert_eq!(all.len(), NAMES.len() - BREAKS_NOTHING.len());
+        assert!(kinds(|needs| !needs.loop_disk).iter().all(|name| *name != "power-cut"));
     }
 }
