@@ -9,8 +9,8 @@
 //! A fault is measured if it is certain what was to be expected: nothing else changes in the time that is allowed before a write
 //! was acknowledged, nor did as long before, unless the cluster was seen to be well since; it leaves a connected majority, as
 //! its detail says or as its nemesis always does on a cluster that is whole; the lane tried to write all the time; and the
-//! machine, which others use as well, did not stand still. What is not measured is counted, by its reason, so that a run in
-//! which nothing was measured shows.
+//! machine, which others use as well, did not stand still. What is not measured is counted, by its reason. A run in which
+//! nothing at all was measured, though a nemesis struck by itself that leaves a majority, proves nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,7 +28,7 @@ const HELD_UP: Micros = 1_000_000;
 /// How many groups an explanation names.
 const NAMED: usize = 4;
 /// Nemeses each of whose faults, alone, leaves a majority of a whole cluster running and connected all the time.
-const LEAVE_A_MAJORITY: [&str; 18] = [
+const LEAVE_A_MAJORITY: [&str; 19] = [
     "kill",
     "kill-leader",
     "pause",
@@ -47,6 +47,8 @@ const LEAVE_A_MAJORITY: [&str; 18] = [
     "clock-drift",
     "slow-fsync",
     "fsync-error",
+    // The node is killed first; the others go on, and it serves nothing that it has not made whole.
+    "corruption",
 ];
 /// Those of them that break a node more than once, or not at their beginning: then the time that is allowed runs from every
 /// moment of the fault.
@@ -194,6 +196,7 @@ fn writes_soon(history: &History, spans: &[Span<'_>], faults: &[&Fault], rules: 
     let lanes = Lane::all(spans);
     let (_, end) = history.load();
     let mut slowest: BTreeMap<u8, Micros> = BTreeMap::new();
+    let mut any_measured = false;
     for fault in faults.iter().filter(|fault| fault.injection == Injection::Installed) {
         let window = Window::of(fault, faults, rules);
         if let Some(reason) = not_measured(fault, faults, &window, end, rules) {
@@ -217,30 +220,58 @@ fn writes_soon(history: &History, spans: &[Span<'_>], faults: &[&Fault], rules: 
                 Found::Untried => {}
             }
         }
+        any_measured |= measured;
         let without = if measured { "faults measured" } else { "faults without load" };
         findings.count(reason.unwrap_or(without), 1);
     }
-    findings.count("slowest write after a fault, ms", slowest.values().max().map_or(0, |slowest| slowest / 1_000));
+    if let Some(alone) = struck_alone(faults, rules).filter(|_| !any_measured) {
+        findings.void(format!(
+            "after no fault it was measured how soon writes succeed again, though {} struck alone at {} and leaves a majority",
+            alone.nemesis,
+            seconds(alone.from)
+        ));
+    }
+    if let Some(slowest) = slowest.values().max() {
+        findings.count("slowest write after a fault, ms", slowest / 1_000);
+    }
     for (lane, slowest) in slowest {
         findings.count(&format!("slowest write after a fault to {}, ms", named(lane)), slowest / 1_000);
     }
 }
 
+/// Whether what another fault did, that began before, may not be over yet.
+fn disturbs(other: &Fault, fault: &Fault, rules: &Rules) -> bool {
+    let before = fault.from.saturating_sub(rules.write_within);
+    let settled = other.to.saturating_add(if is_of(other, &MAKE_ANEW) { rules.moved_within } else { 0 });
+    let was_before = other.to <= fault.from && fault.detail.contains(WAS_WELL);
+    other.from <= fault.from && before <= settled && !was_before
+}
+
+/// A fault that should have been measured: no other nemesis was near, and its own leaves a majority.
+fn struck_alone<'a>(faults: &[&'a Fault], rules: &Rules) -> Option<&'a Fault> {
+    let leaves = |fault: &&&'a Fault| {
+        fault.injection == Injection::Installed
+            && is_of(fault, &LEAVE_A_MAJORITY)
+            && !fault.detail.contains(NO_MAJORITY)
+    };
+    let is_near = |fault: &Fault, other: &Fault| {
+        let until = fault.to.saturating_add(rules.write_within);
+        disturbs(other, fault, rules) || (fault.from..=until).contains(&other.from)
+    };
+    let is_alone =
+        |fault: &&&'a Fault| !faults.iter().any(|other| other.nemesis != fault.nemesis && is_near(fault, other));
+    faults.iter().filter(leaves).find(is_alone).copied()
+}
+
 /// Why it is not certain what was to be expected of a fault.
 fn not_measured(fault: &Fault, faults: &[&Fault], window: &Window, end: Micros, rules: &Rules) -> Option<&'static str> {
-    let before = fault.from.saturating_sub(rules.write_within);
-    let disturbs = |other: &Fault| {
-        let settled = other.to.saturating_add(if is_of(other, &MAKE_ANEW) { rules.moved_within } else { 0 });
-        let was_before = other.to <= fault.from && fault.detail.contains(WAS_WELL);
-        other.from <= fault.from && before <= settled && !was_before
-    };
     if fault.detail.contains(NO_MAJORITY) {
         Some("faults without a majority")
     } else if !fault.detail.contains(MAJORITY) && !is_of(fault, &LEAVE_A_MAJORITY) {
         Some("faults that may leave no majority")
     } else if window.deadline > end {
         Some("faults at the end, not measured")
-    } else if faults.iter().any(|other| !std::ptr::eq(*other, fault) && disturbs(other)) {
+    } else if faults.iter().any(|other| !std::ptr::eq(*other, fault) && disturbs(other, fault, rules)) {
         Some("faults beside another")
     } else {
         None

@@ -1,4 +1,4 @@
-use super::{passes, script::Script, sees};
+use super::{passes, script::Script, sees, voids};
 use crate::{
     check::{Rules, availability},
     event::{Injection::Installed, Micros, Note, Operation, Part, Stage, Verdict},
@@ -8,6 +8,12 @@ const S: Micros = 1_000_000;
 
 fn judge(script: Script) -> Verdict {
     availability(&script.build(), &Rules::default())
+}
+
+/// Nothing broke a promise, and nothing is proved either.
+fn unmeasured(verdict: &Verdict) {
+    assert_eq!(verdict.violations, Vec::<String>::new());
+    voids(verdict, "after no fault it was measured");
 }
 
 /// Probes of a lane every 200 ms, each answered within 50 ms, but for those from second `stops` to second `goes`, which are
@@ -91,7 +97,8 @@ fn a_fault_that_did_not_bite_or_stands_beside_another_is_not_measured() {
     use crate::event::Injection::{Indeterminate, Skipped};
     passes(&judge(load(10 * S, 13 * S).fault(10 * S, 20 * S, Skipped, "")));
     let beside = |from, to, detail: &str| {
-        judge(load(10 * S, 13 * S).fault(10 * S, 20 * S, Installed, detail).fault(from, to, Indeterminate, ""))
+        let script = load(10 * S, 13 * S).fault(10 * S, 20 * S, Installed, detail);
+        judge(script.fault_of("pause", from, to, Indeterminate, ""))
     };
     let verdict = beside(9 * S, 20 * S, "");
     passes(&verdict);
@@ -104,6 +111,35 @@ fn a_fault_that_did_not_bite_or_stands_beside_another_is_not_measured() {
     sees(&beside(5 * S, 9 * S, "well=true"), "acknowledged after 3.000000s");
     passes(&beside(5 * S, 11 * S, "well=true"));
     sees(&beside(5 * S, 7 * S, ""), "acknowledged after 3.000000s");
+}
+
+#[test]
+fn a_run_in_which_nothing_was_measured_proves_nothing() {
+    // Kills so close to one another that each is beside the one before.
+    let kills = |script: Script| (1..20).fold(script, |script, n| script.fault(n * S, n * S + S / 2, Installed, ""));
+    let many = |from: Micros| kills(load(0, 0).fault(from, from + 1, Installed, "majority=false"));
+    unmeasured(&judge(many(S - S / 2)));
+    // Another nemesis is there all the time, or all leave no majority: nothing was to be measured.
+    let beside = kills(load(0, 0)).fault_of("pause-majority", 1, 25 * S, Installed, "");
+    passes(&judge(beside));
+    passes(&judge(load(0, 0).fault(5 * S, 6 * S, Installed, "majority=false")));
+    // Nobody wrote.
+    voids(&judge(Script::new().fault(5 * S, 6 * S, Installed, "")), "kill struck alone at 5.0");
+}
+
+#[test]
+fn damage_to_one_node_leaves_a_majority() {
+    let damage =
+        |goes, detail: &str| judge(load(10 * S, goes).fault_of("corruption", 10 * S, 20 * S, Installed, detail));
+    passes(&damage(11 * S, ""));
+    assert_eq!(damage(11 * S, "").counts["availability faults measured"], 1);
+    sees(&damage(13 * S, ""), "acknowledged after 3.0");
+    // Of several each is measured that began when all was well again.
+    let two = |detail: &str| {
+        let script = load(0, 0).fault_of("corruption", 5 * S, 6 * S, Installed, "");
+        judge(script.fault_of("corruption", 10 * S, 11 * S, Installed, detail)).counts["availability faults measured"]
+    };
+    assert_eq!((two("well=true"), two("")), (2, 1));
 }
 
 #[test]
@@ -165,7 +201,7 @@ fn without_load_nothing_is_measured() {
         Operation::Write { key: 1, value: 2 },
     );
     let verdict = fault(none);
-    passes(&verdict);
+    unmeasured(&verdict);
     assert_eq!(verdict.counts["availability faults without load"], 1);
     // The harness itself stood still: nobody asked for two seconds.
     let moments = (0..30 * S).step_by(200_000).filter(|at| !(10 * S..12 * S).contains(at));
@@ -173,7 +209,7 @@ fn without_load_nothing_is_measured() {
         script.ok(at, at + 1, at + 50_000, Operation::Write { key: at, value: at })
     });
     let verdict = fault(held_up);
-    passes(&verdict);
+    unmeasured(&verdict);
     assert_eq!(verdict.counts["availability faults without load"], 1);
 }
 
@@ -182,7 +218,7 @@ fn what_is_late_while_the_machine_stands_still_is_not_held_against_the_cluster()
     let stall = |from, to| Note::Stalled { what: "its disk".into(), from, to };
     let stalled = |from, to| judge(load(10 * S, 13 * S).fault(10 * S, 20 * S, Installed, "").note(stall(from, to)));
     let verdict = stalled(11 * S, 11 * S + S / 2);
-    passes(&verdict);
+    unmeasured(&verdict);
     assert_eq!(verdict.counts["availability faults while the machine stood still"], 1);
     sees(&stalled(8 * S, 9 * S), "acknowledged after 3.000000s");
     sees(&stalled(13 * S, 14 * S), "acknowledged after 3.000000s");
