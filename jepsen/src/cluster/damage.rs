@@ -55,6 +55,8 @@ pub struct Damage {
     pub path: PathBuf,
     /// Offsets and lengths, for people.
     pub detail: String,
+    /// Something is gone that the node had in use, so it must say at its next start that it is: silence would be chance.
+    pub must_be_noticed: bool,
     /// What a table was before: nobody else writes to one, so the damage can be taken back.
     before: Option<Table>,
 }
@@ -87,6 +89,12 @@ enum Means {
 type Target = (&'static str, PathBuf, Means);
 
 impl Damage {
+    /// A file of a class that was deleted.
+    #[cfg(test)]
+    pub fn example(class: &'static str, must_be_noticed: bool) -> Damage {
+        Damage { class, how: "delete", path: class.into(), detail: String::new(), must_be_noticed, before: None }
+    }
+
     /// Whether it is damage to the bytes of a table, which stays until somebody reads them.
     pub fn is_of_table(&self) -> bool {
         self.before.is_some()
@@ -186,10 +194,29 @@ fn damage(data: &Path, class: Option<&str>, dice: &mut StdRng) -> Result<Option<
     if means == Means::Identities {
         return Ok(Some(halve_identities(data)?));
     }
-    let before = table(&data.join(&path))?;
+    let (before, needed) = (table(&data.join(&path))?, is_needed(data, class, &path)?);
     let (how, detail) = break_it(&data.join(&path), class, means, dice)?;
     let before = before.filter(|_| how != "delete");
-    Ok(Some(Damage { class, how, path, detail, before }))
+    Ok(Some(Damage { class, how, path, detail, must_be_noticed: needed && how == "delete", before }))
+}
+
+/// Whether a node cannot start without seeing that a file is gone. Not so of what may have been superseded before it was
+/// removed: tables that were compacted, an older manifest, a write-ahead log before the newest one.
+fn is_needed(data: &Path, class: &str, path: &Path) -> Result<bool> {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(match class {
+        "state" | "identity" | "log-current" => true,
+        "log-manifest" => std::fs::read(data.join("log/CURRENT"))
+            .is_ok_and(|current| String::from_utf8_lossy(&current).trim_end() == name),
+        "wal" => {
+            let mut files = Vec::new();
+            collect(data, &data.join("log"), &mut files)?;
+            // Their numbers have leading zeros.
+            files.into_iter().map(|(path, _)| path).filter(|path| classify(path) == Some("wal")).max().as_deref()
+                == Some(path)
+        }
+        _ => false,
+    })
 }
 
 /// What can be damaged, in an order that does not depend on the file system.
@@ -367,7 +394,7 @@ fn halve_identities(data: &Path) -> Result<Damage> {
         overwrite(&path, &bytes[..bytes.len() / 2])?;
     }
     let (path, detail) = (IDENTITIES[0].into(), format!("half of {}", IDENTITIES.join(" and of ")));
-    Ok(Damage { class: "identities", how: "truncate", path, detail, before: None })
+    Ok(Damage { class: "identities", how: "truncate", path, detail, must_be_noticed: false, before: None })
 }
 
 /// A table of a database, as it is now.
@@ -504,6 +531,35 @@ mod tests {
             damage(folder.path(), Some("checkpoint"), &mut StdRng::seed_from_u64(seed)).unwrap().unwrap();
             let live = std::fs::read(folder.path().join("state/group-1/db-1/000009.sst")).unwrap();
             assert_eq!(live, [7; 900], "damage to a checkpoint of its own leaves the state whole");
+        }
+    }
+
+    #[test]
+    fn what_is_in_use_and_gone_must_be_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path();
+        for path in ["log/000004.log", "log/000009.log", "log/000007.sst", "log/MANIFEST-000003", "log/MANIFEST-000008"]
+        {
+            write(data, path, &[7; 90]);
+        }
+        write(data, "log/CURRENT", b"MANIFEST-000008\n");
+        let needed = |class: &str, path: &str| is_needed(data, class, Path::new(path)).unwrap();
+        assert!(needed("wal", "log/000009.log") && !needed("wal", "log/000004.log"));
+        assert!(needed("log-manifest", "log/MANIFEST-000008") && !needed("log-manifest", "log/MANIFEST-000003"));
+        assert!(needed("log-current", "log/CURRENT") && needed("identity", "identity.json"));
+        assert!(!needed("log-sst", "log/000007.sst") && !needed("floor", "floor"));
+        for seed in 0..40 {
+            let folder = checkpointed();
+            write(folder.path(), "identity.json", &[7; 90]);
+            for (class, always) in [("state", true), ("identity", false), ("state-sst", false)] {
+                let done = damage(folder.path(), Some(class), &mut StdRng::seed_from_u64(seed)).unwrap();
+                let Some(done) = done else { continue };
+                let is_gone = class != "state-sst" && done.how == "delete";
+                assert_eq!(done.must_be_noticed, is_gone, "{done:?}");
+                assert!(done.must_be_noticed || !always, "{done:?}");
+                // The others need what was deleted.
+                write(folder.path(), "state/group-1/db-1/000009.sst", &[7; 900]);
+            }
         }
     }
 

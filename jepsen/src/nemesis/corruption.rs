@@ -2,7 +2,8 @@
 //!
 //! Not all damage does harm: a block that nobody reads any more, the padding of a file, a state that follows from the
 //! log. So a corruption is *installed* only if the node said that it noticed and was whole within a minute; what it did
-//! not notice proves nothing and is taken back, so that it does not add to the next.
+//! not notice proves nothing and is taken back, so that it does not add to the next. But where something is gone that the
+//! node had in use ([`Damage::must_be_noticed`]) silence is a violation: it was whole by chance then.
 
 use std::time::Duration;
 
@@ -11,9 +12,9 @@ use async_trait::async_trait;
 use rand::rngs::StdRng;
 
 use super::healing::{self, Healed, Noticed, SELF_HEALED};
-use super::{NemesisContext, Strike};
+use super::{NemesisContext, PATIENCE, Strike};
 use crate::cluster::{CLASSES, Damage, Hold, Mark};
-use crate::event::Injection;
+use crate::event::{Injection, WAS_WELL};
 
 /// Damages files of one class, or of any.
 pub(super) struct Corruption {
@@ -41,6 +42,7 @@ impl Strike for Corruption {
             ctx.skip(name, name, "another node is not whole");
             return Ok(());
         };
+        let well = is_well(ctx).await;
         let Some((node, hold)) = ctx.pick_one(dice) else {
             ctx.skip(name, name, "every node is held or down");
             return Ok(());
@@ -66,15 +68,24 @@ impl Strike for Corruption {
         };
         let log = ctx.logged(node);
         let (noticed, line) = seen(log.get(logged..).unwrap_or_default(), &healed, is_gone);
-        let judgement = judge(damage.class, noticed, &healed);
+        let judgement = judge(&damage, noticed, &healed);
         if let Some(why) = judgement.violation {
             ctx.report.violation(format!("corruption: {what}: {why}"));
         }
         let (whole, by_hand) = make_whole(ctx, node, &damage, noticed, &healed).await?;
         settle(ctx, node, right, whole);
         let end = ending(&healed, by_hand.as_deref());
-        open.end(judgement.injection, format!("{what}; noticed={noticed} {end}; {line}"));
+        let well = if well { WAS_WELL } else { "" };
+        open.end(judgement.injection, format!("{what}; noticed={noticed} {end}; {well}; {line}"));
         Ok(())
+    }
+}
+
+/// Whether the cluster is well, so that nothing of an earlier fault can be in the way of the others when one node goes.
+async fn is_well(ctx: &NemesisContext) -> bool {
+    tokio::select! {
+        well = ctx.cluster.wait_healthy(PATIENCE) => well.is_ok(),
+        () = ctx.stop.cancelled() => false,
     }
 }
 
@@ -94,21 +105,24 @@ struct Judgement {
 }
 
 /// What is to be held of it.
-fn judge(class: &str, noticed: Noticed, healed: &Healed) -> Judgement {
+fn judge(damage: &Damage, noticed: Noticed, healed: &Healed) -> Judgement {
     // Without any copy of its identity a node would be another one.
-    let must_refuse = class == "identities";
+    let must_refuse = damage.class == "identities";
     let violation = match (noticed, healed) {
         (_, Healed::Refused(refusal)) if !must_refuse => Some(format!("the node does not start: {refusal}")),
         (_, Healed::Refused(_)) => None,
         _ if must_refuse => Some("the node has started without knowing who it is".into()),
-        (Noticed::Quarantine, _) if class == "checkpoint" => {
+        (Noticed::Quarantine, _) if damage.class == "checkpoint" => {
             Some("a replica was quarantined, though nothing of its state was damaged".into())
+        }
+        (Noticed::Nothing, Healed::Itself(_) | Healed::Hindered(_)) if damage.must_be_noticed => {
+            Some("the node does not say that anything is gone".into())
         }
         (_, Healed::Late(why)) => Some(format!("the node is not whole within {SELF_HEALED:?}: {why}")),
         _ => None,
     };
     let in_time = matches!(healed, Healed::Itself(took) if *took <= SELF_HEALED);
-    let has_bitten = matches!(noticed, Noticed::Quarantine | Noticed::Repaired | Noticed::Dropped) && in_time;
+    let has_bitten = !matches!(noticed, Noticed::Nothing | Noticed::Refused) && in_time;
     let injection = if has_bitten { Injection::Installed } else { Injection::Indeterminate };
     Judgement { injection, violation }
 }
@@ -175,8 +189,12 @@ mod tests {
 
     const SOON: Healed = Healed::Itself(Duration::from_secs(5));
 
-    fn outcome(class: &str, noticed: Noticed, healed: &Healed) -> (bool, bool) {
-        let Judgement { injection, violation } = judge(class, noticed, healed);
+    fn outcome(class: &'static str, noticed: Noticed, healed: &Healed) -> (bool, bool) {
+        outcome_of(&Damage::example(class, false), noticed, healed)
+    }
+
+    fn outcome_of(damage: &Damage, noticed: Noticed, healed: &Healed) -> (bool, bool) {
+        let Judgement { injection, violation } = judge(damage, noticed, healed);
         (injection == Injection::Installed, violation.is_some())
     }
 
@@ -200,6 +218,16 @@ mod tests {
         assert_eq!(outcome("identity", Noticed::Refused, &refused), (false, true), "the other copy is whole");
         assert_eq!(outcome("identities", Noticed::Refused, &refused), (false, false));
         assert_eq!(outcome("identities", Noticed::Repaired, &SOON), (true, true));
+    }
+
+    #[test]
+    fn nobody_may_be_silent_about_what_is_gone() {
+        let gone = Damage::example("state", true);
+        assert_eq!(outcome_of(&gone, Noticed::Nothing, &SOON), (false, true));
+        assert_eq!(outcome_of(&gone, Noticed::Nothing, &Healed::Hindered("x".into())), (false, true));
+        assert_eq!(outcome_of(&gone, Noticed::Nothing, &Healed::Unknown), (false, false), "it may not have started");
+        assert_eq!(outcome_of(&gone, Noticed::Log, &SOON), (true, false));
+        assert_eq!(outcome_of(&Damage::example("state", false), Noticed::Nothing, &SOON), (false, false));
     }
 
     #[test]

@@ -30,6 +30,11 @@ const DROPPED: [&str; 2] = [
     "a checkpoint of an earlier process is damaged; it is dropped",
     "a checkpoint is damaged; it is dropped and another is made",
 ];
+/// When they see that something is gone, and make it anew.
+const GONE: [&str; 2] = [
+    "the state database is gone: it is made anew from the log and the peers",
+    "one copy of the identity is missing: it is written again",
+];
 /// When they make something anew out of what is whole.
 const REPAIRED: [&str; 3] = [
     "one copy of the identity is damaged; it is made anew from the other",
@@ -42,6 +47,8 @@ const REPAIRED: [&str; 3] = [
 pub(super) enum Noticed {
     /// It took a replica out of service.
     Quarantine,
+    /// It said that something is gone, and made it anew.
+    Log,
     /// It used what was whole, and made the other anew.
     Repaired,
     /// It dropped something that it can do without.
@@ -56,6 +63,7 @@ impl fmt::Display for Noticed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Noticed::Quarantine => "quarantine",
+            Noticed::Log => "log",
             Noticed::Repaired => "repaired",
             Noticed::Dropped => "dropped",
             Noticed::Refused => "refused",
@@ -67,8 +75,12 @@ impl fmt::Display for Noticed {
 impl Noticed {
     /// What a log says, and the line that says so.
     pub(super) fn in_log(log: &str) -> (Noticed, Option<&str>) {
-        let kinds: [(Noticed, &[&str]); 3] =
-            [(Noticed::Quarantine, &QUARANTINE), (Noticed::Dropped, &DROPPED), (Noticed::Repaired, &REPAIRED)];
+        let kinds: [(Noticed, &[&str]); 4] = [
+            (Noticed::Quarantine, &QUARANTINE),
+            (Noticed::Log, &GONE),
+            (Noticed::Dropped, &DROPPED),
+            (Noticed::Repaired, &REPAIRED),
+        ];
         for (noticed, sentences) in kinds {
             let says = |line: &&str| sentences.iter().any(|sentence| line.contains(sentence));
             if let Some(line) = log.lines().find(says) {
@@ -220,7 +232,7 @@ mod tests {
             include_str!("../../../raft/src/identity.rs"),
             include_str!("../../../raft/src/log/floor.rs"),
         ];
-        for sentence in QUARANTINE.iter().chain(&DROPPED).chain(&REPAIRED) {
+        for sentence in QUARANTINE.iter().chain(&GONE).chain(&DROPPED).chain(&REPAIRED) {
             assert!(sources.iter().any(|source| source.contains(sentence)), "no node logs {sentence:?} any more");
         }
     }
@@ -232,6 +244,8 @@ mod tests {
         let both = format!("{repaired}ERROR {} group=1\n", QUARANTINE[0]);
         let (noticed, line) = Noticed::in_log(&both);
         assert_eq!((noticed, line.map(|line| line.ends_with("group=1"))), (Noticed::Quarantine, Some(true)));
+        let gone = format!("{repaired}WARN {} group=3\n", GONE[0]);
+        assert_eq!(Noticed::in_log(&gone).0, Noticed::Log);
         let torn = "WARN the end of the log was torn by a crash; removing it";
         assert_eq!(Noticed::in_log(torn), (Noticed::Nothing, None), "that is what every crash leaves");
     }
