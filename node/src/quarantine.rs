@@ -207,6 +207,18 @@ mod tests {
         assert_eq!((metrics.replicas_quarantined.get(), metrics.replicas_healed.get()), (2, 1));
     }
 
+    /// Others count a replica out some time after they have heard from it last, so that time begins when it has stopped.
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_is_out_from_when_its_quarantine_is_settled_and_not_from_when_it_was_found() {
+        let quarantine = Quarantine::new(Metrics::new());
+        quarantine.found(GROUP, 5, "flipped");
+        let found = Instant::now();
+        tokio::time::advance(std::time::Duration::from_secs(30)).await;
+        quarantine.settled(GROUP, 5);
+        let case = quarantine.case(GROUP).expect("open");
+        assert_eq!((case.since, case.out_since.elapsed()), (found, std::time::Duration::ZERO));
+    }
+
     #[tokio::test]
     async fn what_halts_is_no_quarantine() {
         let metrics = Metrics::new();

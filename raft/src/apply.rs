@@ -616,6 +616,35 @@ mod tests {
         drop(checkpoints);
     }
 
+    /// A crash between the two would leave a log and a state that tell different stories.
+    #[tokio::test(start_paused = true)]
+    async fn a_snapshot_is_installed_only_when_the_truncation_before_it_is_on_disk() {
+        use openraft::storage::{IOFlushed, RaftLogStorage as _};
+        let dir = tempfile::tempdir().unwrap();
+        let states = MemoryStates::new(dir.path().join("scratch"));
+        let placed: Arc<Mutex<Option<tokio::time::Instant>>> = Arc::default();
+        let seen = placed.clone();
+        let observer = Observer::new(|_| {}).ending_at(move |point| {
+            if point == failpoint::SNAPSHOT_RECEIVED {
+                *seen.lock() = Some(tokio::time::Instant::now());
+            }
+            false
+        });
+        let (mut adapter, _checkpoints) = adapter(&states, dir.path(), None, Some(observer)).await;
+        adapter.log = log_store(300);
+        let mut log = adapter.log.open_group(GROUP, 7).await.unwrap();
+        adapter.reader = log.reader();
+        let entries = (0..3).map(|index| Entry { log_id: log_id(1, 1, index), payload: EntryPayload::Blank });
+        log.append(entries, IOFlushed::noop()).await.unwrap();
+        adapter.log.flush().await.unwrap();
+        let began = tokio::time::Instant::now();
+        log.truncate_after(Some(log_id(1, 1, 0))).await.unwrap();
+        let (meta, snapshot) = arrived(&states, 50);
+        adapter.install_snapshot(&meta, snapshot).await.unwrap();
+        let waited = placed.lock().expect("it was placed") - began;
+        assert!(waited >= std::time::Duration::from_millis(300), "{waited:?}");
+    }
+
     #[tokio::test]
     async fn what_a_snapshot_brings_is_confirmed_at_once() {
         let dir = tempfile::tempdir().unwrap();

@@ -328,3 +328,25 @@ impl StateStore for RocksState {
         self.cold.reread(&self.db, &self.home.dir, from, max_bytes)
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_deletion_left_that_was_cut_off_goes_with_the_next() {
+        let root = tempfile::tempdir().unwrap();
+        let states = RocksStates::open(root.path()).unwrap();
+        let left = root.path().join("destroyed-5");
+        fs::create_dir_all(left.join("old")).unwrap();
+        assert!(!states.holds(GroupId(5)), "it is no database");
+        states.destroy(GroupId(5)).unwrap();
+        assert!(!left.exists());
+        drop(states.open(GroupId(5)).unwrap());
+        assert!(states.holds(GroupId(5)));
+        fs::create_dir_all(&left).unwrap();
+        states.destroy(GroupId(5)).unwrap();
+        assert!(!left.exists() && !states.holds(GroupId(5)));
+    }
+}
