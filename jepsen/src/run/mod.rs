@@ -49,6 +49,9 @@ const LOAD_ENDS: Duration = Duration::from_secs(60);
 const HEALTHY: Duration = Duration::from_secs(120);
 /// How long the final reads may take.
 const FINAL: Duration = Duration::from_secs(180);
+/// The share of the last two that a run with a planted bug is given. What the bug breaks may never be whole again, and nothing
+/// is learned by waiting for it; but data may have to move, and a queue be waited for that never comes to rest.
+const WITH_BUG: u32 = 2;
 /// The size of a node's disk where it is a loop device.
 const DISK_MIB: u64 = 768;
 
@@ -265,13 +268,14 @@ async fn attack(
     let faults = strike(config, cluster, watch, began, interrupted).await;
     watch.healed(nemesis::heal(cluster).await.context("healing the cluster")?);
     watch.reached(Stage::Healed);
-    let (_, ended) = tokio::join!(recover(cluster, watch), calm(load, &stop_load, watch));
+    let (_, ended) = tokio::join!(recover(cluster, watch, patience(config, HEALTHY)), calm(load, &stop_load, watch));
     ended?;
     faults?;
     let ctx = label(ctx.renewed()?);
     watch.reached(Stage::Finals);
-    timeout(FINAL, workload.finish(&ctx)).await.context("the final reads do not end")??;
-    timeout(FINAL, probe.finish(&ctx)).await.context("the final reads of the probes do not end")?;
+    let limit = patience(config, FINAL);
+    timeout(limit, workload.finish(&ctx)).await.context("the final reads do not end")??;
+    timeout(limit, probe.finish(&ctx)).await.context("the final reads of the probes do not end")?;
     watch.reached(Stage::AtRest);
     hashes::record(cluster, recorder).await;
     if interrupted.is_cancelled() {
@@ -280,12 +284,17 @@ async fn attack(
     Ok(())
 }
 
+/// How long something may take.
+fn patience(config: &RunConfig, usual: Duration) -> Duration {
+    if config.planted.is_some() { usual / WITH_BUG } else { usual }
+}
+
 /// Waits until the cluster is healthy, while the load goes on.
-async fn recover(cluster: &Cluster, watch: &Watch) {
-    match cluster.wait_healthy(HEALTHY).await {
+async fn recover(cluster: &Cluster, watch: &Watch, limit: Duration) {
+    match cluster.wait_healthy(limit).await {
         Ok(_) => watch.reached(Stage::Healthy),
         Err(error) => {
-            watch.violation(format!("the cluster is not healthy {HEALTHY:?} after all faults ended: {error:#}"));
+            watch.violation(format!("the cluster is not healthy {limit:?} after all faults ended: {error:#}"));
         }
     }
 }
