@@ -40,11 +40,7 @@ impl Strike for Amnesia {
         let name = "amnesia";
         let mut members = ctx.cluster.members();
         members.shuffle(dice);
-        // A leader that is cut off goes on as one. When it is back it asks nobody for a vote, but finds the log of the lost node
-        // shorter than it knew it and sends it nothing more, so that the two do nothing at all.
-        if ctx.any_leader().await == members.first().copied() {
-            members.rotate_left(1);
-        }
+        spare_leader(&mut members, ctx.any_leader().await);
         let [third, lost, keeper] = members[..] else {
             ctx.skip(name, name, "it takes a cluster of three");
             return Ok(());
@@ -101,6 +97,15 @@ impl Strike for Amnesia {
     }
 }
 
+/// Sees to it that the first one, which will be cut off, does not lead. A leader that is cut off goes on as one: when it is
+/// back it asks nobody for a vote, but finds the log of the lost node shorter than it knew it and sends it nothing more, so that
+/// the two do nothing at all.
+fn spare_leader(members: &mut [usize], leader: Option<usize>) {
+    if leader.is_some() && leader == members.first().copied() {
+        members.rotate_left(1);
+    }
+}
+
 /// What of a node that lost its log breaks a promise.
 fn wrong(noticed: Noticed, healed: &Healed) -> Option<String> {
     match healed {
@@ -113,6 +118,18 @@ fn wrong(noticed: Noticed, healed: &Healed) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_one_that_is_cut_off_does_not_lead() {
+        let drawn = |leader| {
+            let mut members = [2, 0, 1];
+            spare_leader(&mut members, leader);
+            members
+        };
+        assert_eq!(drawn(Some(2)), [0, 1, 2]);
+        assert_eq!((drawn(Some(0)), drawn(None)), ([2, 0, 1], [2, 0, 1]));
+        spare_leader(&mut [], None);
+    }
 
     #[test]
     fn a_node_that_lost_its_log_says_so_and_heals() {

@@ -434,6 +434,28 @@ mod tests {
     use crate::event::{Event, Operation, Part};
 
     #[test]
+    fn what_a_planted_bug_has_broken_is_not_waited_for_as_long() {
+        let config = |planted: Option<&str>| RunConfig {
+            workload: "queue".into(),
+            nemeses: Vec::new(),
+            time_limit: CALM,
+            seed: 1,
+            nodes: 3,
+            binary: PathBuf::new(),
+            failpoints: None,
+            planted: planted.map(str::to_owned),
+            rate: 1.0,
+            floor: 1.0,
+            pace: Pace::default(),
+            directory: PathBuf::new(),
+            arguments: Vec::new(),
+            keep: false,
+        };
+        assert_eq!(patience(&config(None), HEALTHY), HEALTHY);
+        assert!(patience(&config(Some("purge-ahead")), HEALTHY) < HEALTHY);
+    }
+
+    #[test]
     fn only_what_clients_of_the_load_asked_for_is_told_as_done() {
         let event =
             |time, phase, operation, part| Event { time, process: 1, phase, operation, part, node: None, error: None };
