@@ -12,11 +12,11 @@ use quorate_api::v1::{
     CreateCollectionRequest, GetPointsRequest, GroupStatus, Metric, PointInput, StatusResponse, UpsertRequest,
 };
 use quorate_raft::rocks::RocksStates;
-use quorate_raft::{GroupId, RowBatch, StateStores as _};
+use quorate_raft::{Group, GroupId, RowBatch, StateStores as _};
 use quorate_state::shard::POINTS;
 use uuid::Uuid;
 
-use crate::harness::{TestNode, cluster_with, stop};
+use crate::harness::{PATIENCE, TestNode, cluster_with, stop};
 
 const SHARD: GroupId = GroupId(1);
 
@@ -24,8 +24,9 @@ fn payload(n: u16) -> Vec<u8> {
     format!("{{\"n\":{n}}}").into_bytes()
 }
 
-async fn write_points(node: &TestNode) {
-    let mut memory = MemoryServiceClient::new(node.channel().await);
+/// Writes the points, and waits until every node has them: they are about to be stopped.
+async fn write_points(nodes: &[TestNode]) {
+    let mut memory = MemoryServiceClient::new(nodes[0].channel().await);
     let request_id = || Uuid::now_v7().to_string();
     let made = CreateCollectionRequest {
         request_id: request_id(),
@@ -44,6 +45,11 @@ async fn write_points(node: &TestNode) {
     let points =
         UpsertRequest { request_id: request_id(), collection: "c".into(), points: (0..8).map(point).collect() };
     memory.upsert(points).await.expect("written");
+    let groups: Vec<_> = nodes.iter().filter_map(|node| node.handle.context().groups.group(SHARD)).collect();
+    let reached = groups.iter().map(Group::applied).max().expect("they hold the shard");
+    for group in groups {
+        group.wait_applied(reached, PATIENCE).await.expect("it applies what the others have");
+    }
 }
 
 /// Every point is what it was, whichever node is asked.
@@ -112,7 +118,7 @@ async fn wait_replaced(asked: &TestNode, node: &TestNode, old: u64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_that_diverged_is_replaced() {
     let mut nodes = cluster_with(3, 1).await;
-    write_points(&nodes[0]).await;
+    write_points(&nodes).await;
     let diverged = nodes.remove(1);
     let old = replica_of(&nodes[0].status().await, &diverged).expect("it votes");
     let diverged = diverged.halt().await;
@@ -126,7 +132,7 @@ async fn a_follower_that_diverged_is_replaced() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_diverged_hands_over_and_is_replaced() {
     let mut nodes = cluster_with(3, 1).await;
-    write_points(&nodes[0]).await;
+    write_points(&nodes).await;
     let diverged = nodes.remove(1);
     let old = replica_of(&nodes[0].status().await, &diverged).expect("it votes");
     // Long enough between two comparisons to be given the lead before the second one; the first one is at the start.
@@ -158,7 +164,7 @@ async fn a_leader_that_diverged_hands_over_and_is_replaced() {
 #[tokio::test(flavor = "multi_thread")]
 async fn where_nobody_has_a_majority_the_group_stops_and_says_so() {
     let nodes = cluster_with(3, 1).await;
-    write_points(&nodes[0]).await;
+    write_points(&nodes).await;
     let halted: Vec<_> = join_all(nodes.into_iter().map(TestNode::halt)).await;
     for (first, node) in [0, 2, 4].into_iter().zip(&halted) {
         swap_rows(node.dir.path(), first);
