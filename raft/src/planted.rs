@@ -13,7 +13,7 @@ use crate::machine::{RowBatch, StateStore};
 use crate::types::{TC, Vote};
 
 /// The bugs of this crate.
-pub const NAMES: [&str; 14] = [
+pub const NAMES: [&str; 15] = [
     "unsynced-log",
     "acknowledge-before-flush",
     "forgotten-vote",
@@ -28,6 +28,7 @@ pub const NAMES: [&str; 14] = [
     "premature-lead",
     "half-snapshot",
     "unconfirmed-snapshot",
+    "blind-scrub",
 ];
 
 static CHOSEN: OnceLock<String> = OnceLock::new();

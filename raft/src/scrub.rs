@@ -236,6 +236,10 @@ impl Scrub {
         if self.stop.is_cancelled() || group.stop.is_cancelled() || group.health.found().is_some() {
             return Ok(None);
         }
+        #[cfg(feature = "planted")]
+        if crate::planted::is("blind-scrub") {
+            return Ok(None);
+        }
         let Some(lease) = group.checkpoints.lease() else { return Ok(None) };
         let read = move || {
             let read = read();

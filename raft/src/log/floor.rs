@@ -324,6 +324,11 @@ fn encode(sequence: u64, entries: &BTreeMap<GroupId, FloorEntry>) -> Bytes {
     bytes.freeze()
 }
 
+/// Whether a slot was never written or holds a whole write.
+pub(crate) fn reads_back(slot: &[u8]) -> bool {
+    decode(slot).is_ok()
+}
+
 type Content = (u64, BTreeMap<GroupId, FloorEntry>);
 
 /// The content of a slot; none if it was never written.

@@ -40,6 +40,7 @@ pub(crate) mod scrub;
 mod state;
 mod writer;
 
+pub(crate) use floor::reads_back;
 pub use floor_file::FileFloor;
 pub use group::{GroupLog, GroupLogReader};
 pub use metrics::LogMetrics;

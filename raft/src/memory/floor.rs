@@ -63,6 +63,11 @@ impl MemoryFloor {
         crate::log::promised(Arc::new(self.image()), group).ok().flatten()
     }
 
+    /// Whether both slots read back.
+    pub fn is_whole(&self) -> bool {
+        self.disk.lock().slots.iter().all(|slot| crate::log::reads_back(slot))
+    }
+
     /// Every write succeeds from now on.
     pub fn clear_hook(&self) {
         self.disk.lock().hook = None;
@@ -147,5 +152,15 @@ mod tests {
         floor.write(1, b"newer").expect_err("the node died");
         floor.read().expect_err("a dead node reads nothing");
         assert_eq!(floor.crash().read().expect("alive"), [Vec::new(), b"neder".to_vec()]);
+    }
+
+    #[test]
+    fn a_slot_that_was_never_written_reads_back_and_one_with_other_bytes_does_not() {
+        let floor = MemoryFloor::new();
+        assert!(floor.is_whole());
+        floor.write(0, b"no floor").expect("alive");
+        assert!(!floor.is_whole());
+        floor.delete();
+        assert!(floor.is_whole());
     }
 }

@@ -1,13 +1,18 @@
-//! Damage of what a node has on its disk, done while it is down: bits that flip, files that are gone, a state that reads back
-//! well and is another one.
+//! Damage of what a node has on its disk, done while it is down or under a node that runs: bits that flip, files that are
+//! gone, a state that reads back well and is another one.
 //!
 //! One node at a time, and only while every other replica is in full service: then a majority is whole, and the cluster owes
 //! that the damage is found, that the replica is replaced under a new id, and that nothing of it is ever seen.
+//!
+//! A node that starts on a damaged log must find that at once; one that runs must find all damage within two passes of its
+//! scrub, also where nobody asks for what is damaged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
-use quorate_raft::{GroupId, MarkKind, ReplicaId};
+use bytes::Bytes;
+use quorate_raft::memory::{RecordView, VoteView};
+use quorate_raft::{GroupId, LogChange, MarkKind, ReplicaId};
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 
@@ -20,8 +25,16 @@ use crate::world::World;
 const VOTERS: usize = 3;
 /// A node whose damage had no effect has run for so long.
 const HARMLESS_AFTER: u64 = 2_500;
+/// A node that has run for so long has read back twice all that it has, though a commit stalled meanwhile.
+const FOUND_WITHIN: u64 = 5_000;
 /// Tables of replies to requests: of control, of shards.
 const REQUESTS: [u8; 2] = [10, 3];
+
+/// A table, and a key in it.
+type Row = (u8, Bytes);
+
+/// A replica of a group.
+type Replica = (GroupId, ReplicaId);
 
 /// What is damaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,21 +61,68 @@ pub(crate) enum Harm {
     Diverge,
 }
 
+impl Harm {
+    /// Whether it may happen under a node that runs. A database that disappears is noticed by nobody before a restart, and
+    /// the state of a running node is what it has in memory as well.
+    pub(crate) fn may_strike_running(self) -> bool {
+        use Harm::{FlipFloor, FlipMark, FlipRecord, RemoveMark, RemoveRecord, RotRow};
+        matches!(self, FlipRecord | RemoveRecord | FlipMark | RemoveMark | FlipFloor | RotRow)
+    }
+}
+
+/// Damage that is not made good yet.
+#[derive(Debug)]
+struct Open {
+    node: usize,
+    harm: Harm,
+    /// Since when it is damaged.
+    since: u64,
+    /// Since when it runs.
+    up: Option<u64>,
+    /// What the process knew to be on its disk, if it ran when that was damaged and runs still.
+    known: Option<Known>,
+}
+
+/// Marks that a log had when something of it was damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Had {
+    vote: bool,
+    purged: bool,
+}
+
+/// What stood where something is damaged now, as long as nothing else was written there. As long as the process lives that
+/// wrote it, it has it in memory and acts on that, whatever the disk holds.
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    group: GroupId,
+    records: BTreeMap<u64, RecordView>,
+    vote: Option<VoteView>,
+    purged: Option<u64>,
+}
+
+/// A replica that is hit.
+#[derive(Debug, Clone, Copy)]
+struct Hit {
+    group: GroupId,
+    replica: ReplicaId,
+    held: Lost,
+    had: Had,
+}
+
 /// What was damaged in a run, and what is owed for it.
 #[derive(Debug, Default)]
 pub(crate) struct Damages {
-    /// The node whose damage is not made good yet, and since when it is damaged.
-    open: Option<(usize, u64)>,
+    open: Option<Open>,
     /// What the open damage hit.
-    hit: BTreeSet<(GroupId, ReplicaId)>,
+    hit: BTreeMap<Replica, Had>,
     /// All replicas that were ever hit.
-    ever: BTreeSet<(GroupId, ReplicaId)>,
-    /// Those whose state is not what the log makes.
-    diverged: BTreeSet<(GroupId, ReplicaId)>,
+    ever: BTreeSet<Replica>,
+    /// Those whose state is not what the log makes, with the row that the log did not make.
+    diverged: BTreeMap<Replica, Row>,
     /// What those that are out of service held before.
-    lost: BTreeMap<(GroupId, ReplicaId), Lost>,
+    lost: BTreeMap<Replica, Lost>,
     /// Records that were promised and are damaged, with their replicas: none of these may run again.
-    owed: BTreeMap<(GroupId, ReplicaId), u64>,
+    owed: BTreeMap<Replica, u64>,
     /// Replicas that were taken out of service.
     quarantined: BTreeSet<(usize, GroupId, Option<ReplicaId>)>,
 }
@@ -73,9 +133,29 @@ impl Damages {
         self.open.is_some()
     }
 
+    /// What is not made good yet, for people.
+    pub(crate) fn told(&self) -> String {
+        let Some(Open { node, harm, since, up, .. }) = &self.open else { return "none".to_owned() };
+        format!("{harm:?} of node-{} since {since}, which runs since {up:?}, hit {:?}", node + 1, self.hit)
+    }
+
+    /// What the process of a node knows of a group that is damaged under it.
+    pub(crate) fn known(&self, node: usize, group: GroupId) -> Option<&Known> {
+        let open = self.open.as_ref().filter(|open| open.node == node)?;
+        open.known.as_ref().filter(|known| known.group == group)
+    }
+
+    /// A disk has made something durable: what stood there before is no longer what counts.
+    pub(crate) fn written(&mut self, node: usize, change: &LogChange) {
+        let open = self.open.as_mut().filter(|open| open.node == node);
+        if let Some(known) = open.and_then(|open| open.known.as_mut()) {
+            known.written(change);
+        }
+    }
+
     /// Whether the state of a replica was made another one than the log makes. No other may get its state from it.
     pub(crate) fn is_diverged(&self, group: GroupId, replica: ReplicaId) -> bool {
-        self.diverged.contains(&(group, replica))
+        self.diverged.contains_key(&(group, replica))
     }
 
     /// What replicas of a group held that are out of service.
@@ -98,7 +178,7 @@ impl Damages {
     ) -> Option<String> {
         self.quarantined.insert((node, group, replica));
         self.owed.retain(|(of, damaged), _| *of != group || replica.is_some_and(|replica| replica != *damaged));
-        let here = self.open.is_some_and(|(damaged, _)| damaged == node);
+        let here = self.open.as_ref().is_some_and(|open| open.node == node);
         let hit = replica.is_some_and(|replica| self.ever.contains(&(group, replica)));
         (!here && !hit).then(|| {
             format!(
@@ -124,19 +204,81 @@ impl Damages {
         ))
     }
 
-    /// A node is damaged: these are the replicas that are hit, with what they held.
-    fn begin(&mut self, node: usize, now: u64, hit: &[(GroupId, ReplicaId, Lost)], diverges: bool) {
-        self.open = Some((node, now));
-        self.hit.clear();
-        for (group, replica, lost) in hit {
-            self.hit.insert((*group, *replica));
-            self.ever.insert((*group, *replica));
-            if diverges {
-                self.diverged.insert((*group, *replica));
-            } else {
-                self.lost.insert((*group, *replica), *lost);
+    /// What stood on the disk before is nobody's any more.
+    fn forget_known(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.known = None;
+        }
+    }
+
+    /// A node that is down is damaged: these are the replicas that are hit, with what they held.
+    fn begin(&mut self, node: usize, harm: Harm, now: u64, hit: &[Hit], added: Option<Row>) {
+        self.begin_under(node, harm, now, hit, None);
+        for Hit { group, replica, held, .. } in hit {
+            match &added {
+                Some(row) => drop(self.diverged.insert((*group, *replica), row.clone())),
+                None => drop(self.lost.insert((*group, *replica), *held)),
             }
         }
+    }
+
+    /// A node is damaged that runs, if something is known of it. What its replicas hold they go on to hold.
+    fn begin_under(&mut self, node: usize, harm: Harm, now: u64, hit: &[Hit], known: Option<Known>) {
+        self.open = Some(Open { node, harm, since: now, up: None, known });
+        self.hit = hit.iter().map(|hit| ((hit.group, hit.replica), hit.had)).collect();
+        self.ever.extend(self.hit.keys());
+    }
+}
+
+impl Hit {
+    fn of(world: &World, node: usize, group: GroupId, replica: ReplicaId) -> Hit {
+        let had = Had { vote: world.vote(node, group).is_some(), purged: world.purged(node, group).is_some() };
+        Hit { group, replica, held: held(world, node, group, replica), had }
+    }
+}
+
+impl Known {
+    fn of(slot: &Slot, group: GroupId) -> Known {
+        let log = slot.log();
+        let record = |position: u64| Some((position, log.record(group, position)?));
+        let records = log.positions(group).into_iter().filter_map(record).collect();
+        Known { group, records, vote: log.vote(group), purged: log.purged(group) }
+    }
+
+    fn written(&mut self, change: &LogChange) {
+        match *change {
+            LogChange::Append { group, position, .. } if group == self.group => drop(self.records.remove(&position)),
+            LogChange::Truncate { group, from } if group == self.group => drop(self.records.split_off(&from)),
+            LogChange::Purge { group, upto } if group == self.group => {
+                self.records.retain(|position, _| *position > upto)
+            }
+            LogChange::Mark { group, kind: MarkKind::Vote, .. } if group == self.group => self.vote = None,
+            LogChange::Mark { group, kind: MarkKind::Purged, .. } if group == self.group => self.purged = None,
+            LogChange::Destroy { group } if group == self.group => {
+                (self.records, self.vote, self.purged) = (BTreeMap::new(), None, None);
+            }
+            _ => {}
+        }
+    }
+
+    /// The record that was known to be at a position.
+    pub(crate) fn record(&self, position: u64) -> Option<RecordView> {
+        self.records.get(&position).cloned()
+    }
+
+    /// The last position that was known to have a record.
+    pub(crate) fn last(&self) -> Option<u64> {
+        self.records.keys().next_back().copied()
+    }
+
+    /// The vote that was known.
+    pub(crate) fn vote(&self) -> Option<VoteView> {
+        self.vote
+    }
+
+    /// The purged position that was known.
+    pub(crate) fn purged(&self) -> Option<u64> {
+        self.purged
     }
 }
 
@@ -167,67 +309,171 @@ pub(crate) fn may_begin(world: &World) -> bool {
     quiet && !world.damages.lock().is_open() && is_healthy(world)
 }
 
-/// Notes when the damage that is open is made good, or has turned out to harm nothing.
-pub(crate) fn close(world: &World, now: u64) {
-    let (node, since, hit) = {
-        let damages = world.damages.lock();
-        let Some((node, since)) = damages.open else { return };
-        (node, since, damages.hit.clone())
+/// Notes when the damage that is open is made good, or has turned out to harm nothing. Says so if it is not found in time.
+pub(crate) fn close(world: &World, now: u64) -> Option<String> {
+    let (node, since, up, hit) = {
+        let mut damages = world.damages.lock();
+        let hit = damages.hit.clone();
+        let open = damages.open.as_mut()?;
+        let runs = world.slots[open.node].running().is_some();
+        open.up = runs.then_some(open.up.unwrap_or(now));
+        (open.node, open.since, open.up, hit)
     };
     let slot = &world.slots[node];
     let gone = !slot.wanted.load(Ordering::Relaxed);
-    let good = |(group, replica): &(GroupId, ReplicaId)| {
-        let diverged = world.damages.lock().diverged.contains(&(*group, *replica));
-        let whole = !slot.states().is_rotten(*group) && is_log_whole(slot, *group);
-        let harmless = now >= since + HARMLESS_AFTER && !diverged && whole;
+    let good = |((group, replica), had): (&Replica, &Had)| {
+        let added = world.damages.lock().diverged.get(&(*group, *replica)).cloned();
+        let right = added.is_none_or(|row| agrees_again(world, slot, *group, &row));
+        let harmless = now >= since + HARMLESS_AFTER && right && is_whole(slot, *group, *had);
         slot.log().owner(*group) != Some(*replica) || harmless
     };
     if gone || (hit.iter().all(good) && is_healthy(world)) {
         world.damages.lock().open = None;
+        return None;
     }
+    let running = slot.running().filter(|_| up.is_some_and(|up| now >= up + FOUND_WITHIN))?;
+    let groups = running.groups();
+    let serves = |group, replica| groups.iter().any(|(id, running)| *id == group && running.replica() == replica);
+    let mut missed = hit.into_iter();
+    let missed = missed.find(|((group, replica), had)| serves(*group, *replica) && !is_whole(slot, *group, *had));
+    missed.map(|((group, replica), _)| {
+        format!(
+            "damage: node-{} runs replica {replica} of group {group} for {FOUND_WITHIN} ms and has not found what is \
+             damaged",
+            node + 1
+        )
+    })
 }
 
-/// Whether a log has all its records, and each reads back. One that does not is found out when somebody needs it.
+/// Whether the state of a replica has become what the log makes again, on the disk too: a snapshot has taken its place
+/// before anybody compared it with others.
+fn agrees_again(world: &World, slot: &Slot, group: GroupId, added: &Row) -> bool {
+    let history = world.history.lock();
+    let compare = |rows: &mut dyn Iterator<Item = (u8, &Bytes, &Bytes)>| {
+        let last = history.machines.last(group)?;
+        Some((last, history.machines.compare_rows(slot.node, group, last, rows)))
+    };
+    let Some((position, Some((last, wrong)))) = slot.states().written(group, compare) else { return false };
+    let is_on_disk = slot.states().alter(group, |rows| rows.contains_key(added)).unwrap_or(true);
+    position == Some(last) && wrong.is_empty() && !is_on_disk
+}
+
+/// A node has lost its process. What it knew in spite of its disk is gone with it.
+pub(crate) fn down(world: &World, node: usize) {
+    let (hit, known) = {
+        let mut damages = world.damages.lock();
+        let hit = damages.hit.clone();
+        let Some(open) = damages.open.as_mut().filter(|open| open.node == node) else { return };
+        open.up = None;
+        let Some(known) = open.known.clone() else { return };
+        (hit, known)
+    };
+    let slot = &world.slots[node];
+    let is_here = |(group, replica): &Replica| slot.log().owner(*group) == Some(*replica);
+    let hold =
+        hit.into_keys().filter(is_here).map(|(group, replica)| ((group, replica), held(world, node, group, replica)));
+    let hold: Vec<_> = hold.collect();
+    let group = known.group;
+    let is_owed =
+        |position: &u64| slot.floor().promised(group) >= Some(*position) && !is_record_whole(slot, group, *position);
+    let owed = known.records.into_keys().find(is_owed);
+    let owed = slot.log().owner(group).zip(owed).map(|(replica, position)| ((group, replica), position));
+    let mut damages = world.damages.lock();
+    damages.lost.extend(hold);
+    damages.owed.extend(owed);
+    damages.forget_known();
+}
+
+/// A replica has been taken out of service by a node that runs: what it held by now counts, and nothing after.
+pub(crate) fn found(world: &World, node: usize, group: GroupId, replica: ReplicaId) {
+    {
+        let damages = world.damages.lock();
+        let known = damages.open.as_ref().filter(|open| open.node == node && open.known.is_some());
+        if known.is_none() || !damages.hit.contains_key(&(group, replica)) {
+            return;
+        }
+    }
+    let held = held(world, node, group, replica);
+    let mut damages = world.damages.lock();
+    damages.lost.insert((group, replica), held);
+    damages.forget_known();
+}
+
+/// Whether the record at a position is there or needs not be.
+fn is_record_whole(slot: &Slot, group: GroupId, position: u64) -> bool {
+    let log = slot.log();
+    log.purged(group) >= Some(position) || log.record(group, position).is_some()
+}
+
+/// Whether everything reads back that a replica has on its disk: its log up to where it was promised, with the marks that it
+/// had, its state, and the floor.
+fn is_whole(slot: &Slot, group: GroupId, had: Had) -> bool {
+    let log = slot.log();
+    let marks = (!had.vote || log.vote(group).is_some()) && (!had.purged || log.purged(group).is_some());
+    marks && is_log_whole(slot, group) && !slot.states().is_rotten(group) && slot.floor().is_whole()
+}
+
+/// Whether a log has all its records, and each reads back.
 fn is_log_whole(slot: &Slot, group: GroupId) -> bool {
     let log = slot.log();
     let positions = log.positions(group);
     let first = log.purged(group).map_or(0, |purged| purged + 1);
-    positions.iter().zip(first..).all(|(at, expected)| *at == expected && log.record(group, *at).is_some())
+    let is_there = |(at, expected): (&u64, u64)| *at == expected && log.record(group, *at).is_some();
+    let reaches = log.last_position(group).max(log.purged(group)) >= slot.floor().promised(group);
+    reaches && positions.iter().zip(first..).all(is_there)
 }
 
-/// Damages a node that is down. False if there was nothing to damage.
-pub(crate) fn strike(rng: &mut StdRng, world: &World, node: usize, harm: Harm, now: u64) -> bool {
+/// Damages a node, which is down or `runs`. False if there was nothing to damage.
+pub(crate) fn strike(rng: &mut StdRng, world: &World, node: usize, harm: Harm, now: u64, runs: bool) -> bool {
+    // What was written by now stood there before the damage.
+    world.with_history(|_| ());
     let slot = &world.slots[node];
+    let Some((one, hit)) = choose(rng, slot, world.shards, harm) else { return false };
+    let hit: Vec<Hit> = hit.into_iter().map(|(group, replica)| Hit::of(world, node, group, replica)).collect();
+    let (promised, mut known) = (slot.floor().promised(one.0), Known::of(slot, one.0));
+    let (mut at, mut added) = (None, None);
+    let done = match harm {
+        Harm::FlipRecord | Harm::RemoveRecord => {
+            at = harm_record(rng, slot, one.0, harm);
+            at.is_some()
+        }
+        Harm::Diverge => {
+            added = diverge(slot, one.0);
+            added.is_some()
+        }
+        _ => harm_slot(rng, slot, one.0, harm, runs),
+    };
+    if !done {
+        return false;
+    }
+    let mut damages = world.damages.lock();
+    if runs {
+        known.records.retain(|position, _| Some(*position) == at);
+        damages.begin_under(node, harm, now, &hit, Some(known));
+    } else {
+        damages.begin(node, harm, now, &hit, added);
+        damages.owed.extend(at.filter(|at| promised >= Some(*at)).map(|at| (one, at)));
+    }
+    true
+}
+
+/// Chooses a replica to damage. All that are hit with it are told beside it.
+fn choose(rng: &mut StdRng, slot: &Slot, shards: u32, harm: Harm) -> Option<(Replica, Vec<Replica>)> {
     let replica = |group: GroupId| Some((group, slot.log().owner(group)?));
-    let mut all: Vec<(GroupId, ReplicaId)> = (0..=world.shards).map(GroupId).filter_map(replica).collect();
+    let mut all: Vec<Replica> = (0..=shards).map(GroupId).filter_map(replica).collect();
     if harm == Harm::Diverge {
         // Only what is on the disk can be another state after the restart.
         all.retain(|(group, _)| slot.states().flushed_position(*group).is_some());
     }
     if all.is_empty() {
-        return false;
+        return None;
     }
     let one = all[rng.random_range(0..all.len())];
     let hit = match harm {
         Harm::LoseLog | Harm::FlipFloor | Harm::LoseFloor => all,
         _ => vec![one],
     };
-    let held: Vec<_> =
-        hit.iter().map(|(group, replica)| (*group, *replica, held(world, node, *group, *replica))).collect();
-    let promised = slot.floor().promised(one.0);
-    let (done, owed) = match harm {
-        Harm::FlipRecord | Harm::RemoveRecord => {
-            let at = harm_record(rng, slot, one.0, harm);
-            (at.is_some(), at.filter(|at| promised >= Some(*at)))
-        }
-        _ => (harm_slot(rng, slot, one.0, harm), None),
-    };
-    if done {
-        let mut damages = world.damages.lock();
-        damages.begin(node, now, &held, harm == Harm::Diverge);
-        damages.owed.extend(owed.map(|at| (one, at)));
-    }
-    done
+    Some((one, hit))
 }
 
 /// Damages a record of a log, the last one as often as all others. Says which.
@@ -249,13 +495,15 @@ fn held(world: &World, node: usize, group: GroupId, replica: ReplicaId) -> Lost 
     Lost { replica, upto: last.into_iter().flatten().max(), vote: world.vote(node, group) }
 }
 
-fn harm_slot(rng: &mut StdRng, slot: &Slot, group: GroupId, harm: Harm) -> bool {
+fn harm_slot(rng: &mut StdRng, slot: &Slot, group: GroupId, harm: Harm, runs: bool) -> bool {
     let (log, floor, states) = (slot.log(), slot.floor(), slot.states());
     match harm {
         Harm::FlipRecord | Harm::RemoveRecord => harm_record(rng, slot, group, harm).is_some(),
         Harm::FlipMark | Harm::RemoveMark => {
-            let kinds = [MarkKind::Vote, MarkKind::Committed, MarkKind::Purged, MarkKind::Replica];
-            let kind = kinds[rng.random_range(0..kinds.len())];
+            // Whose log it is nobody would know any more, the checkers neither, and the committed mark is written all the
+            // time.
+            let kinds = [MarkKind::Vote, MarkKind::Purged, MarkKind::Committed, MarkKind::Replica];
+            let kind = kinds[rng.random_range(0..if runs { 2 } else { kinds.len() })];
             log.damage_mark(group, kind, |bytes| (harm == Harm::FlipMark).then(|| flip(rng, bytes)))
         }
         Harm::LoseLog => {
@@ -276,11 +524,14 @@ fn harm_slot(rng: &mut StdRng, slot: &Slot, group: GroupId, harm: Harm) -> bool 
         }
         Harm::RotRow => states.damage(group, |rows| rng.random_range(0..rows)),
         Harm::LoseState => states.lose(group),
-        Harm::Diverge => {
-            let table = if group == GroupId::CONTROL { REQUESTS[0] } else { REQUESTS[1] };
-            states.alter(group, |rows| add_request(rows, table)).unwrap_or(false)
-        }
+        Harm::Diverge => diverge(slot, group).is_some(),
     }
+}
+
+/// Puts a row into the state of a group. Says which.
+fn diverge(slot: &Slot, group: GroupId) -> Option<Row> {
+    let table = if group == GroupId::CONTROL { REQUESTS[0] } else { REQUESTS[1] };
+    slot.states().alter(group, |rows| add_request(rows, table)).flatten()
 }
 
 /// Flips a bit or two.
@@ -296,13 +547,13 @@ fn flip(rng: &mut StdRng, mut bytes: Vec<u8>) -> Vec<u8> {
 
 /// Adds the reply to a request that was never made, beside one that was. Nobody asks for it, so the replica gives no wrong
 /// answer before it is found out; its state is another one all the same.
-fn add_request<B: AsRef<[u8]> + From<Vec<u8>> + Clone + Ord>(rows: &mut BTreeMap<(u8, B), B>, table: u8) -> bool {
-    let real = rows.iter().find(|((at, _), _)| *at == table).map(|((_, key), value)| (key.clone(), value.clone()));
-    let Some((key, value)) = real else { return false };
-    let mut key = key.as_ref().to_vec();
-    let Some(last) = key.last_mut() else { return false };
-    *last ^= 1;
-    rows.insert((table, key.into()), value).is_none()
+fn add_request(rows: &mut BTreeMap<Row, Bytes>, table: u8) -> Option<Row> {
+    let (key, value) =
+        rows.iter().find(|((at, _), _)| *at == table).map(|((_, key), value)| (key.to_vec(), value.clone()))?;
+    let mut key = key;
+    *key.last_mut()? ^= 1;
+    let row = (table, Bytes::from(key));
+    rows.insert(row.clone(), value).is_none().then_some(row)
 }
 
 #[cfg(test)]
@@ -319,11 +570,17 @@ mod tests {
         Lost { replica, upto: Some(7), vote: None }
     }
 
+    const NOTHING: Had = Had { vote: false, purged: false };
+
+    fn hit(replica: ReplicaId) -> Hit {
+        Hit { group: GROUP, replica, held: lost(replica), had: NOTHING }
+    }
+
     #[test]
     fn a_quarantine_without_damage_is_seen() {
         let mut damages = Damages::default();
         assert!(damages.out_of_service(0, GROUP, Some(1), "so").is_some());
-        damages.begin(0, 5, &[(GROUP, 1, lost(1))], false);
+        damages.begin(0, Harm::FlipRecord, 5, &[hit(1)], None);
         assert_eq!(damages.out_of_service(0, GROUP, Some(1), "so"), None);
         assert_eq!(damages.out_of_service(0, GroupId(2), None, "so"), None, "what else the damage has led to");
         assert!(damages.out_of_service(1, GROUP, Some(2), "so").is_some(), "another node");
@@ -347,7 +604,7 @@ mod tests {
     #[test]
     fn a_replica_that_runs_again_is_forgiven_nothing() {
         let mut damages = Damages::default();
-        damages.begin(0, 5, &[(GROUP, 1, lost(1))], false);
+        damages.begin(0, Harm::FlipRecord, 5, &[hit(1)], None);
         assert_eq!(damages.lost(GROUP), [lost(1)]);
         assert!(damages.lost(GroupId(2)).is_empty());
         assert!(damages.in_service(GROUP, 1));
@@ -357,7 +614,7 @@ mod tests {
     #[test]
     fn a_diverged_replica_is_excused_and_no_other_one() {
         let mut damages = Damages::default();
-        damages.begin(0, 5, &[(GROUP, 1, lost(1))], true);
+        damages.begin(0, Harm::FlipRecord, 5, &[hit(1)], Some((10, Bytes::new())));
         assert!(damages.lost(GROUP).is_empty(), "its log is whole");
         assert!(damages.is_diverged(GROUP, 1) && !damages.is_diverged(GROUP, 2));
     }
@@ -369,22 +626,68 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(1);
         for harm in [Harm::FlipRecord, Harm::RemoveMark, Harm::FlipFloor, Harm::RotRow, Harm::LoseState, Harm::Diverge]
         {
-            assert!(!harm_slot(&mut rng, &slot, GROUP, harm), "{harm:?}");
+            assert!(!harm_slot(&mut rng, &slot, GROUP, harm, false), "{harm:?}");
         }
         slot.floor().write(0, b"floor").expect("alive");
         slot.floor().write(1, b"floor").expect("alive");
-        assert!(harm_slot(&mut rng, &slot, GROUP, Harm::FlipFloor));
+        assert!(harm_slot(&mut rng, &slot, GROUP, Harm::FlipFloor, true));
         let slots = slot.floor().read().expect("alive");
         assert!(slots.iter().any(|slot| slot != b"floor"), "{slots:?}");
-        assert!(harm_slot(&mut rng, &slot, GROUP, Harm::LoseFloor));
+        assert!(harm_slot(&mut rng, &slot, GROUP, Harm::LoseFloor, false));
         assert_eq!(slot.floor().read().expect("alive"), [Vec::<u8>::new(), Vec::new()]);
     }
 
     #[test]
+    fn what_is_written_anew_is_known_no_longer() {
+        let record = |position| (position, crate::check::fake::record(position, 1, 1));
+        let vote = VoteView { term: 1, leader: 1, committed: true };
+        let whole = Known { group: GROUP, records: (4..7).map(record).collect(), vote: Some(vote), purged: Some(3) };
+        let left = |change: LogChange| {
+            let mut known = whole.clone();
+            known.written(&change);
+            (known.records.into_keys().collect::<Vec<_>>(), known.vote.is_some(), known.purged.is_some())
+        };
+        let (group, value) = (GROUP, Bytes::new());
+        assert_eq!(left(LogChange::Append { group, position: 5, record: value.clone() }), (vec![4, 6], true, true));
+        assert_eq!(left(LogChange::Truncate { group, from: 5 }), (vec![4], true, true));
+        assert_eq!(left(LogChange::Purge { group, upto: 5 }), (vec![6], true, true));
+        assert_eq!(left(LogChange::Destroy { group: GroupId(2) }), (vec![4, 5, 6], true, true), "another group");
+        assert_eq!(left(LogChange::Destroy { group }), (vec![], false, false));
+        let mark = |kind| LogChange::Mark { group, kind, value: value.clone() };
+        assert_eq!(left(mark(MarkKind::Vote)), (vec![4, 5, 6], false, true));
+        assert_eq!(left(mark(MarkKind::Purged)), (vec![4, 5, 6], true, false));
+        assert_eq!(left(mark(MarkKind::Committed)), (vec![4, 5, 6], true, true));
+        assert_eq!((whole.last(), whole.record(7), whole.purged()), (Some(6), None, Some(3)));
+    }
+
+    #[test]
+    fn only_a_disk_that_reads_back_is_whole() {
+        use quorate_raft::{FloorFile as _, LogEngine as _};
+        let slot = Slot::new(0, Path::new("unused"), 0);
+        assert!(is_whole(&slot, GROUP, NOTHING));
+        assert!(!is_whole(&slot, GROUP, Had { vote: true, purged: false }), "a vote that is gone");
+        assert!(!is_whole(&slot, GROUP, Had { vote: false, purged: true }), "a mark that is gone");
+        // A mark of no bytes, with its version and its checksum.
+        let mark = LogChange::Mark { group: GROUP, kind: MarkKind::Vote, value: vec![1, 0, 0, 0, 0].into() };
+        slot.log().commit(&[mark]).expect("alive");
+        assert!(is_whole(&slot, GROUP, Had { vote: true, purged: false }));
+        assert!(slot.log().damage_mark(GROUP, MarkKind::Vote, |_| Some(vec![1, 0, 0, 0, 1])));
+        assert!(!is_whole(&slot, GROUP, Had { vote: true, purged: false }), "a vote that does not read back");
+        slot.floor().write(1, b"floor").expect("alive");
+        assert!(!is_whole(&slot, GROUP, NOTHING), "a floor that does not read back");
+        slot.floor().delete();
+        assert!(is_whole(&slot, GROUP, NOTHING));
+        let record = LogChange::Append { group: GROUP, position: 0, record: b"record".to_vec().into() };
+        slot.log().commit(&[record]).expect("alive");
+        assert!(!is_whole(&slot, GROUP, NOTHING), "a record that does not read back");
+    }
+
+    #[test]
     fn a_request_that_was_never_made_is_added_beside_a_real_one() {
-        let mut rows = BTreeMap::from([((10_u8, vec![4_u8, 2]), vec![9_u8])]);
-        assert!(!add_request(&mut rows, 3));
-        assert!(add_request(&mut rows, 10));
-        assert_eq!(rows[&(10, vec![4, 3])], vec![9]);
+        let mut rows = BTreeMap::from([((10, Bytes::from(vec![4, 2])), Bytes::from(vec![9]))]);
+        assert_eq!(add_request(&mut rows, 3), None);
+        let added = add_request(&mut rows, 10);
+        assert_eq!(added, Some((10, Bytes::from(vec![4, 3]))));
+        assert_eq!(rows[&added.expect("it was added")], vec![9]);
     }
 }

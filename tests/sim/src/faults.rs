@@ -66,7 +66,7 @@ pub(crate) enum Kind {
     ClockFlap,
     /// A monotonic clock runs wrong from now on, within its bound.
     MonotonicDrift,
-    /// A node goes down, and what is on its disk is damaged before it comes back.
+    /// What is on the disk of a node is damaged, while it is down or under it.
     Damage(Harm),
     /// A member leaves.
     Leave,

@@ -126,8 +126,10 @@ impl Nemesis {
     /// Buries the nodes that died by themselves: by their disk, at a failpoint, or because a group stopped on a disk that
     /// had no room.
     pub(crate) fn bury(&mut self, sim: &mut Sim<'_>, world: &World, now: u64) {
-        if now.is_multiple_of(LOOK_EVERY) {
-            damage::close(world, now);
+        if now.is_multiple_of(LOOK_EVERY)
+            && let Some(missed) = damage::close(world, now)
+        {
+            world.with_history(|history| history.violation(missed));
         }
         for node in 0..SLOTS {
             let slot = &world.slots[node];
@@ -356,6 +358,7 @@ impl Nemesis {
         let flushed = self.rng.random_bool(0.3).then(|| GroupId(self.rng.random_range(0..=world.shards)));
         sim.crash(host(node));
         world.slots[node].crash(flushed);
+        damage::down(world, node);
         self.down[node] = true;
         self.crashes += 1;
         world.with_history(|history| {
@@ -376,18 +379,18 @@ impl Nemesis {
         }
     }
 
-    /// Kills a node and damages its disk, if all the others are whole; otherwise that waits until they are.
+    /// Damages the disk of a node, which is killed for most of that, if all the others are whole; otherwise that waits until
+    /// they are.
     fn damage(&mut self, sim: &mut Sim<'_>, world: &World, now: u64, node: usize, harm: Harm) -> bool {
         if self.down.contains(&true) || self.leaving.contains(&true) || !damage::may_begin(world) {
             self.waiting.get_or_insert(harm);
             return false;
         }
-        // A row may rot under a node that runs; everything else is done while it is down.
-        let runs = harm == Harm::RotRow && self.rng.random_bool(0.5);
+        let runs = harm.may_strike_running() && self.rng.random_bool(0.5);
         if !runs {
             self.kill(sim, world, now, node);
         }
-        let done = damage::strike(&mut self.rng, world, node, harm, now);
+        let done = damage::strike(&mut self.rng, world, node, harm, now, runs);
         if harm == Harm::Diverge && self.rng.random_bool(0.8) {
             // Whoever comes back first may lead, and that may be the one that is wrong.
             let up: Vec<usize> = self.nodes(world).filter(|node| !self.down[*node]).collect();

@@ -25,6 +25,9 @@ const PURGE_TAIL: u64 = 40;
 /// Often, so that a replica that has diverged is found out within seconds.
 const HASH_EVERY: u64 = 16;
 const COMPARE_EVERY: Duration = Duration::from_millis(300);
+/// Often, so that damage that nobody meets is found within seconds: in logs, and in states.
+const SCRUB_EVERY: Duration = Duration::from_millis(1_000);
+const SCRUB_STATE_EVERY: Duration = Duration::from_millis(1_500);
 const RETRY: Duration = Duration::from_millis(100);
 const PROBE_EVERY: Duration = Duration::from_millis(40);
 const PROBE_PATIENCE: Duration = Duration::from_secs(1);
@@ -86,6 +89,7 @@ async fn assemble(world: &Arc<World>, slot: &Arc<Slot>) -> anyhow::Result<Node> 
     raft.snapshot_log_bytes = SNAPSHOT_LOG_BYTES;
     raft.purge_tail = PURGE_TAIL;
     raft.hash_every = HASH_EVERY;
+    (raft.scrub_every, raft.scrub_state_every) = (SCRUB_EVERY, SCRUB_STATE_EVERY);
     raft.observer = Some(observer(world, slot));
     let seams = Seams {
         log: Arc::new(slot.log()),

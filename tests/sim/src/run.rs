@@ -18,7 +18,7 @@ use turmoil::Sim;
 
 use crate::agents::{AGENTS, agent_host, run_agent};
 use crate::clients::run_clients;
-use crate::damage::is_healthy;
+use crate::damage::{self, is_healthy};
 use crate::history::History;
 use crate::memory;
 use crate::nemesis::{LINK_LATENCY, Nemesis};
@@ -177,7 +177,9 @@ pub(crate) fn members(world: &World) -> Option<Vec<Running>> {
 
 /// Whether everything has come to its end and every node knows it.
 fn is_settled(world: &World) -> bool {
-    if !world.is_idle() || world.leave.lock().is_some() || !world.history.lock().is_done() {
+    // Damage that nothing was done about by then must still be found.
+    let owed = world.leave.lock().is_some() || world.damages.lock().is_open();
+    if !world.is_idle() || owed || !world.history.lock().is_done() {
         return false;
     }
     let Some(members) = members(world).filter(|_| is_healthy(world)) else { return false };
@@ -210,10 +212,12 @@ fn unsettled(world: &World) -> String {
     let cases: Vec<_> = running.map(|running| running.context.quarantine.cases()).collect();
     format!(
         "{} tasks have no end and the calls {:?} no answer {SETTLED_WITHIN} ms after the last fault; the nodes are at \
-         {positions:?}; to leave: {:?}; members: {members:?}; shards: {shards:?}; out of service: {cases:?}",
+         {positions:?}; to leave: {:?}; members: {members:?}; shards: {shards:?}; out of service: {cases:?}; \
+         damage: {}",
         history.audit.unfinished(),
         world.in_flight(),
         world.leave.lock(),
+        world.damages.lock().told(),
     )
 }
 
@@ -282,6 +286,9 @@ fn look_at_damage(world: &World, history: &mut History, node: usize, running: &R
         }
     }
     for (group, case) in running.context.quarantine.cases() {
+        if let Some(replica) = case.replica {
+            damage::found(world, node, group, replica);
+        }
         let wrong = world.damages.lock().out_of_service(node, group, case.replica, &case.reason);
         history.note(wrong);
         if case.stage == Stage::Halted {

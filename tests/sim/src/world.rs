@@ -14,7 +14,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use uuid::Uuid;
 
 use crate::check::{Disks, Lost};
-use crate::damage::Damages;
+use crate::damage::{Damages, Known};
 use crate::history::History;
 use crate::slot::Slot;
 
@@ -146,6 +146,7 @@ impl World {
         let mut history = self.history.lock();
         for slot in &self.slots {
             for written in slot.take_written() {
+                self.damages.lock().written(slot.node, &written.change);
                 history.written(self, slot.node, &written);
             }
         }
@@ -184,15 +185,18 @@ impl Disks for World {
     }
 
     fn record(&self, node: usize, group: GroupId, position: u64) -> Option<RecordView> {
-        self.slots[node].log().record(group, position)
+        let known = || self.damages.lock().known(node, group).and_then(|known| known.record(position));
+        self.slots[node].log().record(group, position).or_else(known)
     }
 
     fn last(&self, node: usize, group: GroupId) -> Option<u64> {
-        self.slots[node].log().last_position(group)
+        let known = self.damages.lock().known(node, group).and_then(Known::last);
+        self.slots[node].log().last_position(group).max(known)
     }
 
     fn purged(&self, node: usize, group: GroupId) -> Option<u64> {
-        self.slots[node].log().purged(group)
+        let known = || self.damages.lock().known(node, group).and_then(Known::purged);
+        self.slots[node].log().purged(group).or_else(known)
     }
 
     fn flushed(&self, node: usize, group: GroupId) -> Option<u64> {
@@ -200,7 +204,8 @@ impl Disks for World {
     }
 
     fn vote(&self, node: usize, group: GroupId) -> Option<VoteView> {
-        self.slots[node].log().vote(group)
+        let known = || self.damages.lock().known(node, group).and_then(Known::vote);
+        self.slots[node].log().vote(group).or_else(known)
     }
 
     fn lost(&self, group: GroupId) -> Vec<Lost> {
