@@ -7,8 +7,8 @@
 //! those two.
 //!
 //! A ledger outlives what it tells of: lines of older code, judged by older checkers, prove nothing about what is there
-//! now. A line `Counted from: COMMIT` outside of the table says where counting begins: at the first line of that commit.
-//! What is above it stays as history. A commit that has no line yet lets nothing count.
+//! now. A line `Counted from: COMMIT` outside of the table says where counting begins: at the first line of that
+//! commit. What is above it stays as history. A commit that has no line yet lets nothing count.
 //!
 //! One campaign at a time writes to a ledger ([`Book`]). A line that was cut off by a kill ends without a line break:
 //! it is not read, and removed before the next is written.
@@ -374,9 +374,9 @@ impl Ledger {
     }
 }
 
-/// Whether lines that count, all later than a broken one, cover what it did: the same items, run by changed code, for the
-/// same items once more prove nothing about what the first time found; or the same planted bug, which any seed may catch.
-/// What only chance repeats, such as a piece of chaos, is never made good.
+/// Whether lines that count, all later than a broken one, cover what it did: the same items, run by changed code, for
+/// the same items once more prove nothing about what the first time found; or the same planted bug, which any seed may
+/// catch. What only chance repeats, such as a piece of chaos, is never made good.
 fn makes_good(later: &[&Entry], broken: &Entry) -> bool {
     match broken.kind {
         Kind::Links | Kind::Sim => {

@@ -9,8 +9,8 @@
 //! A fault is measured if it is certain what was to be expected: nothing else changes in the time that is allowed before a write
 //! was acknowledged, nor did as long before, unless the cluster was seen to be well since; it leaves a connected majority, as
 //! its detail says or as its nemesis always does on a cluster that is whole; the lane tried to write all the time; and the
-//! machine, which others use as well, did not stand still. What is not measured is counted, by its reason. A run in which
-//! nothing at all was measured, though a nemesis struck by itself that leaves a majority, proves nothing.
+//! machine, which others use as well, did not stand still. What is not measured is counted, by its reason. A run in
+//! which nothing at all was measured, though a nemesis struck by itself that leaves a majority, proves nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -226,7 +226,8 @@ fn writes_soon(history: &History, spans: &[Span<'_>], faults: &[&Fault], rules: 
     }
     if let Some(alone) = struck_alone(faults, rules).filter(|_| !any_measured) {
         findings.void(format!(
-            "after no fault it was measured how soon writes succeed again, though {} struck alone at {} and leaves a majority",
+            "after no fault it was measured how soon writes succeed again, though {} struck alone at {} and leaves \
+             a majority",
             alone.nemesis,
             seconds(alone.from)
         ));

@@ -55,7 +55,8 @@ pub struct Damage {
     pub path: PathBuf,
     /// Offsets and lengths, for people.
     pub detail: String,
-    /// Something is gone that the node had in use, so it must say at its next start that it is: silence would be chance.
+    /// Something is gone that the node had in use, so it must say at its next start that it is: silence would be
+    /// chance.
     pub must_be_noticed: bool,
     /// What a table was before: nobody else writes to one, so the damage can be taken back.
     before: Option<Table>,
@@ -200,8 +201,8 @@ fn damage(data: &Path, class: Option<&str>, dice: &mut StdRng) -> Result<Option<
     Ok(Some(Damage { class, how, path, detail, must_be_noticed: needed && how == "delete", before }))
 }
 
-/// Whether a node cannot start without seeing that a file is gone. Not so of what may have been superseded before it was
-/// removed: tables that were compacted, an older manifest, a write-ahead log before the newest one.
+/// Whether a node cannot start without seeing that a file is gone. Not so of what may have been superseded before it
+/// was removed: tables that were compacted, an older manifest, a write-ahead log before the newest one.
 fn is_needed(data: &Path, class: &str, path: &Path) -> Result<bool> {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     Ok(match class {

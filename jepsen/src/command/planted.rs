@@ -75,8 +75,8 @@ const fn busy(bug: Bug) -> Bug {
     Bug { rate: 800.0, seconds: 60.0, ..bug }
 }
 
-/// For less time: what it does is there after the first fault or two, and the rest of the run waits for a cluster that never
-/// comes back.
+/// For less time: what it does is there after the first fault or two, and the rest of the run waits for a cluster that
+/// never comes back.
 const fn short(bug: Bug) -> Bug {
     Bug { seconds: 30.0, ..bug }
 }
@@ -96,8 +96,8 @@ pub(super) const BUGS: &[Bug] = &[
         &["registers", "quarantine", "hashes"],
     ))),
     short(purged(bug("purge-ahead", "queue", &["kill-all"], &["restart", "quarantine"]))),
-    // The probes write to control, whose replica is the first that is taken up again; the load goes to the shards. One strike
-    // is all: the node never says that it is whole.
+    // The probes write to control, whose replica is the first that is taken up again; the load goes to the shards. One
+    // strike is all: the node never says that it is whole.
     short(bug("reused-replica", "register", &["amnesia"], &["registers", "queue"])),
     // A replica that has forgotten the ends of sessions after a restart is the diverged one.
     purged(Bug {

@@ -167,8 +167,8 @@ fn came_to(kind: Kind, ledger: &Ledger, total: &Total) -> String {
     }
 }
 
-/// The totals as a table for the README. What is void is told and does not count; of what was violated that is apart which
-/// changed code has done again; and what is history is only told how much it is.
+/// The totals as a table for the README. What is void is told and does not count; of what was violated that is apart
+/// which changed code has done again; and what is history is only told how much it is.
 fn markdown(ledger: &Ledger) -> String {
     let mut lines = vec![
         "| what | goal | done | hours | operations | faults | not seen to bite | violated | mended | void | history |"

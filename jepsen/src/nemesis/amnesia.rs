@@ -24,8 +24,8 @@ use crate::cluster::{Mark, Refusal};
 
 /// How long the third node is cut off at least: long enough for an election and some writes.
 const APART: Duration = Duration::from_secs(3);
-/// How long the two that know too little run alone at least: long enough for a node that takes its lost replicas up again to
-/// do so, first that of control and then, once control has a leader, those of the shards; and for some writes.
+/// How long the two that know too little run alone at least: long enough for a node that takes its lost replicas up
+/// again to do so, first that of control and then, once control has a leader, those of the shards; and for some writes.
 const ALONE: Duration = Duration::from_secs(12);
 
 pub(super) struct Amnesia;
@@ -97,9 +97,9 @@ impl Strike for Amnesia {
     }
 }
 
-/// Sees to it that the first one, which will be cut off, does not lead. A leader that is cut off goes on as one: when it is
-/// back it asks nobody for a vote, but finds the log of the lost node shorter than it knew it and sends it nothing more, so that
-/// the two do nothing at all.
+/// Sees to it that the first one, which will be cut off, does not lead. A leader that is cut off goes on as one: when
+/// it is back it asks nobody for a vote, but finds the log of the lost node shorter than it knew it and sends it
+/// nothing more, so that the two do nothing at all.
 fn spare_leader(members: &mut [usize], leader: Option<usize>) {
     if leader.is_some() && leader == members.first().copied() {
         members.rotate_left(1);

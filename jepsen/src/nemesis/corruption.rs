@@ -2,8 +2,8 @@
 //!
 //! Not all damage does harm: a block that nobody reads any more, the padding of a file, a state that follows from the
 //! log. So a corruption is *installed* only if the node said that it noticed and was whole within a minute; what it did
-//! not notice proves nothing and is taken back, so that it does not add to the next. But where something is gone that the
-//! node had in use ([`Damage::must_be_noticed`]) silence is a violation: it was whole by chance then.
+//! not notice proves nothing and is taken back, so that it does not add to the next. But where something is gone that
+//! the node had in use ([`Damage::must_be_noticed`]) silence is a violation: it was whole by chance then.
 
 use std::time::Duration;
 

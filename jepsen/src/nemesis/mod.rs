@@ -303,8 +303,8 @@ pub const NAMES: &[(&str, &str, Needs)] = &[
     ("reorder", "packets to one node or all overtake each other", ANY),
     (
         "duplicate",
-        "5 to 50% of the packets of one node or all arrive twice, but at TCP, which drops the second: nothing above it sees \
-         any, so it never counts as a fault",
+        "5 to 50% of the packets of one node or all arrive twice, but at TCP, which drops the second: nothing above it \
+         sees any, so it never counts as a fault",
         ANY,
     ),
     ("chaos", "one fault after the other, drawn from all kinds that the cluster allows", ANY),

@@ -49,8 +49,8 @@ const LOAD_ENDS: Duration = Duration::from_secs(60);
 const HEALTHY: Duration = Duration::from_secs(120);
 /// How long the final reads may take.
 const FINAL: Duration = Duration::from_secs(180);
-/// The share of the last two that a run with a planted bug is given. What the bug breaks may never be whole again, and nothing
-/// is learned by waiting for it; but data may have to move, and a queue be waited for that never comes to rest.
+/// The share of the last two that a run with a planted bug is given. What the bug breaks may never be whole again, and
+/// nothing is learned by waiting for it; but data may have to move, and a queue be waited for that never comes to rest.
 const WITH_BUG: u32 = 2;
 /// The size of a node's disk where it is a loop device.
 const DISK_MIB: u64 = 768;
@@ -422,8 +422,9 @@ async fn judge(config: &RunConfig, history: History, directory: &Path) -> Result
     task.await?
 }
 
-/// Operations of the load that ended, whatever their outcome, and those of them that took effect. Deliveries, effects, probes
-/// and what is asked for at the end are checked too, and counted by the checkers: but nobody asked for them under attack.
+/// Operations of the load that ended, whatever their outcome, and those of them that took effect. Deliveries, effects,
+/// probes and what is asked for at the end are checked too, and counted by the checkers: but nobody asked for them
+/// under attack.
 fn done(history: &History) -> (u64, u64) {
     check::done_by_load(history).fold((0, 0), |(all, ok), event| (all + 1, ok + u64::from(event.phase == Phase::Ok)))
 }

@@ -275,8 +275,8 @@ impl Flight {
         Ok(())
     }
 
-    /// A kind that is not done and of which nothing is left to do stands still until something is changed. What holds it up
-    /// may have been found by an earlier campaign, so that none of our own lines says it.
+    /// A kind that is not done and of which nothing is left to do stands still until something is changed. What holds
+    /// it up may have been found by an earlier campaign, so that none of our own lines says it.
     fn look_at_stuck(&mut self, wanted: &[Kind]) -> Result<()> {
         let ledger = self.book.read()?;
         for kind in wanted.iter().filter(|kind| self.plan.is_stuck(&ledger, **kind)) {
