@@ -18,7 +18,7 @@ use rand::rngs::StdRng;
 
 use crate::check::{Disks as _, Lost};
 use crate::run::members;
-use crate::slot::Slot;
+use crate::slot::{Running, Slot};
 use crate::world::World;
 
 /// The voters of a group at rest.
@@ -300,7 +300,29 @@ pub(crate) fn is_healthy(world: &World) -> bool {
                 view.voters.len() >= VOTERS && !view.joint && view.voters.is_subset(&current)
             })
     });
-    voters && members.iter().all(|member| member.context.quarantine.cases().is_empty())
+    voters
+        && runs_everything(world, &members)
+        && members.iter().all(|member| member.context.quarantine.cases().is_empty())
+}
+
+/// Whether every replica that is placed runs. A node that has only just come up may not know yet what it has lost.
+fn runs_everything(world: &World, members: &[Running]) -> bool {
+    let history = world.history.lock();
+    let control = &history.machines.control;
+    let shards = control.shards().flat_map(|shard| {
+        let group = GroupId(shard.shard.0);
+        shard.replicas.iter().map(move |replica| (replica.node.0, group, replica.replica))
+    });
+    let placed =
+        control.members().map(|member| (member.node.node.0, GroupId::CONTROL, member.control_replica)).chain(shards);
+    let running: BTreeSet<(u64, GroupId, ReplicaId)> = members
+        .iter()
+        .flat_map(|member| {
+            let groups = member.groups().into_iter();
+            groups.map(|(id, group)| (member.context.node.0, id, group.replica())).collect::<Vec<_>>()
+        })
+        .collect();
+    placed.into_iter().all(|place| running.contains(&place))
 }
 
 /// Whether a node may be damaged now.
