@@ -59,8 +59,13 @@ async fn bring_up(
     let timers = config.timers.unwrap_or(inner.config.timers);
     let settings = Arc::new(settings(group, timers, inner.config.purge_tail)?);
     let damaged = |reason: String| OpenError::Damaged { group, replica, reason };
+    let stateless = !inner.states.holds(group);
     let log = open_log(inner, group, replica).await?;
     let reader = log.reader();
+    if stateless && reader.last().is_some() {
+        // Where the log does not reach back far enough for that, the replica is damaged, and found to be so below.
+        tracing::warn!(%group, replica, "the state database is gone: it is made anew from the log and the peers");
+    }
     let health = log.health();
     let (lease, released) = oneshot::channel();
     let parts = AdapterParts {
@@ -142,9 +147,6 @@ async fn bring_up(
 async fn open_log(inner: &Inner, group: GroupId, replica: ReplicaId) -> Result<GroupLog, OpenError> {
     if !inner.log.knows(group) {
         inner.destroy_state(group).await?;
-    } else if !inner.states.holds(group) {
-        // Where the log does not reach back far enough for that, the replica is damaged, and found to be so below.
-        tracing::warn!(%group, replica, "the state database is gone: it is made anew from the log and the peers");
     }
     inner.log.open_group(group, replica).await.map_err(|error| match error {
         LogError::Quarantined { reason, .. } => OpenError::Damaged { group, replica, reason },

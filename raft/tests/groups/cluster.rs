@@ -202,6 +202,14 @@ pub(crate) async fn agree(group: Group) {
     }
 }
 
+/// A loopback address for one machine alone, with any free port. A machine that comes back wants its port again, and on 127.0.0.1
+/// an outgoing connection of another test may have taken that.
+pub(crate) fn own_address() -> String {
+    static MACHINES: AtomicUsize = AtomicUsize::new(0);
+    let number = MACHINES.fetch_add(1, Ordering::Relaxed);
+    format!("127.{}.{}.{}:0", 1 + std::process::id() % 250, number / 250 % 250, 1 + number % 250)
+}
+
 impl Cluster {
     /// `total` machines, the first `voters` of which run and make up the group.
     pub(crate) async fn start(total: usize, voters: usize, snapshot_log_bytes: u64) -> Cluster {
@@ -209,7 +217,7 @@ impl Cluster {
             Cluster { network: Arc::default(), machines: BTreeMap::new(), nodes: BTreeMap::new(), snapshot_log_bytes };
         for number in 1..=total {
             let dir = tempfile::tempdir().expect("a directory");
-            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let listener = TcpListener::bind(own_address()).await.expect("a port");
             let machine = Machinery {
                 address: listener.local_addr().expect("bound").to_string(),
                 log: MemoryLog::new(),

@@ -13,7 +13,7 @@ use rand::{Rng as _, SeedableRng as _};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::{CLUSTER, Counter, GROUP, LONG, SCRUB_EVERY, agree, number, stored_sum};
+use crate::cluster::{CLUSTER, Counter, GROUP, LONG, SCRUB_EVERY, agree, number, own_address, stored_sum};
 
 pub(crate) struct Running {
     pub(crate) groups: Groups,
@@ -91,7 +91,7 @@ pub(crate) async fn propose(nodes: &[Running], payload: &[u8]) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn three_nodes_on_disk_restart_with_everything() {
     let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
-    let mut addresses: Vec<String> = vec!["127.0.0.1:0".to_owned(); 3];
+    let mut addresses: Vec<String> = (0..3).map(|_| own_address()).collect();
     let mut sum = 0;
     for life in 0..3 {
         let mut nodes = Vec::new();
