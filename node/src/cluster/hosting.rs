@@ -297,15 +297,20 @@ impl Hosting {
         }
     }
 
-    /// Starts a replica that the map, read just now, places here. A stored log of another replica is one that the
-    /// cluster has forgotten while this node was away.
+    /// Starts a replica that the map places here. A stored log of another replica is one that the cluster has forgotten while
+    /// this node was away.
     async fn start_placed(&self, shard: ShardId, replica: ReplicaId) -> Result<(), OpenError> {
         let stored = stored_replica(&self.context.groups, group_of(shard));
+        if stored.as_ref().is_some_and(|found| found.replica == replica) {
+            return self.start(shard, replica).await;
+        }
+        // What follows cannot be taken back, and the state here may be behind: after a crash in the middle of a deletion it can
+        // still name the replica that was deleted, which has voted and must never come back empty.
+        if !self.still_placed(shard, replica).await {
+            return Ok(());
+        }
         match stored {
-            Some(found) if found.replica != replica => {
-                if !self.still_placed(shard, replica).await {
-                    return Ok(());
-                }
+            Some(found) => {
                 tracing::info!(%shard, replica = found.replica, "deleting a replica that the cluster has forgotten");
                 self.destroy(shard).await?;
             }
@@ -314,7 +319,7 @@ impl Hosting {
                 self.context.quarantine.known(group_of(shard), Some(replica), reason);
                 return Ok(());
             }
-            _ => {}
+            None => {}
         }
         self.start(shard, replica).await
     }
