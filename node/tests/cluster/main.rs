@@ -1,6 +1,8 @@
 //! Nodes in one process, on loopback and temporary directories: how they start, form a cluster, grow, shrink and tell.
 
 #[cfg(feature = "rocksdb")]
+mod deleting;
+#[cfg(feature = "rocksdb")]
 mod diverging;
 mod formation;
 mod harness;
