@@ -59,9 +59,15 @@ impl Attaching {
         if crate::planted::is("unconfirmed-attach") {
             return up;
         }
-        let (trusted, new) = (leader.is_confirmed(), new_streams(leader, &up));
-        let waits = |session: u64| !trusted || new.iter().any(|(of, _)| of.0 == session);
-        let sessions: HashSet<u64> = up.attaches.iter().map(|attach| attach.session).filter(|of| waits(*of)).collect();
+        // Nearly all frames: nothing waits, and nobody comes.
+        if up.attaches.is_empty() && self.is_empty() {
+            return up;
+        }
+        let new = new_streams(leader, &up);
+        let sessions: HashSet<u64> = match leader.is_confirmed() {
+            true => new.iter().map(|(session, _)| session.0).collect(),
+            false => up.attaches.iter().map(|attach| attach.session).collect(),
+        };
         let leader = leader.clone();
         self.keep_back(up, sessions, move || Box::pin(async move { record(&leader, new).await }))
     }

@@ -39,7 +39,7 @@ async fn replace(asked: &TestNode, node: u64) -> (u64, u64) {
     }
 }
 
-/// The simulation found it (seeds 536, 650 and 821): the deletion is done, the node starts again, and what it knows of the map is
+/// The simulation found it (seed 536): the deletion is done, the node starts again, and what it knows of the map is
 /// from before it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_behind_does_not_start_a_deleted_replica_again() {
