@@ -8,6 +8,7 @@ mod forward;
 mod machine;
 
 use std::io;
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -136,7 +137,8 @@ impl ControlHandle {
             running.proposer.stop();
         }
         *self.inner.forwarder.lock() = None;
-        self.inner.leadership.send_replace(Leadership::default());
+        // Only news: the supervisor, which detaches again while a quarantine does not become durable, wakes at each.
+        self.inner.leadership.send_if_modified(|before| mem::take(before) != Leadership::default());
     }
 
     /// Reads the state as applied here. Keep it short: entries wait for it. It may be a few entries ahead of the rows

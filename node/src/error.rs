@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::time::Duration;
 
 use quorate_raft::{MembershipError, NodeId, PeerError, ProposeError, ReadError};
@@ -109,16 +110,23 @@ impl Error {
         Error::new(ErrorReason::ShuttingDown, "this node's replica of control was damaged and is being replaced")
     }
 
-    /// Whether nothing has been done and another try, perhaps elsewhere, may succeed.
-    pub fn is_unapplied_and_retryable(&self) -> bool {
-        matches!(
-            self.reason,
-            ErrorReason::NotLeader
-                | ErrorReason::NoLeader
-                | ErrorReason::Overloaded
-                | ErrorReason::ShuttingDown
-                | ErrorReason::StaleRoute
-        )
+    /// This node's replica of control does not read back, which says nothing of the others.
+    pub fn unreadable(error: &io::Error) -> Error {
+        let message =
+            format!("this node cannot read its state database: {error}; other nodes can, and its disk wants a look");
+        Error::new(ErrorReason::ShuttingDown, message)
+    }
+
+    /// What went wrong after the operation of the call was committed. Reasons that promise that nothing was done do not
+    /// hold any more; with the same request id the call finds out.
+    pub fn after_commit(self) -> Error {
+        if !self.reason.is_retryable() {
+            return self;
+        }
+        Error {
+            message: format!("it is done, and what became of it cannot be read now: {}", self.message),
+            ..Error::unknown()
+        }
     }
 
     /// The error as it travels inside a message.
@@ -236,4 +244,21 @@ fn rejection(reject: Reject) -> Error {
     };
     // The text of a refusal says by itself what to do next.
     Error { reason, message: reject.to_string(), metadata: BTreeMap::new(), retry_after: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_after_the_commit_is_not_told_as_undone() {
+        for promise in [Error::no_leader(), Error::shutting_down(), Error::not_leader(Some((NodeId(2), "h:1".into())))]
+        {
+            let told = promise.after_commit();
+            assert_eq!(told.reason, ErrorReason::OutcomeUnknown, "{told}");
+            assert!(told.metadata.is_empty(), "no hint to follow: {told:?}");
+        }
+        let gone = Error::new(ErrorReason::TaskNotFound, "planted");
+        assert_eq!(gone.clone().after_commit(), gone);
+    }
 }

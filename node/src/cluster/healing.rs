@@ -108,14 +108,20 @@ impl Formation {
         }
     }
 
+    /// Makes a quarantine durable. False if that did not go through: it is for the next round, after a pause.
     async fn settle(&self, case: &Case) -> bool {
         self.context.control.detach();
         let Some(replica) = case.replica else { return false };
         match self.context.groups.quarantine(GroupId::CONTROL, replica, &case.reason).await {
-            Ok(()) => self.context.quarantine.settled(GroupId::CONTROL, replica),
-            Err(error) => tracing::error!(%error, "a quarantine is not durable yet; trying again"),
+            Ok(()) => {
+                self.context.quarantine.settled(GroupId::CONTROL, replica);
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "a quarantine is not durable yet; trying again");
+                false
+            }
         }
-        true
     }
 
     /// Steps 2 to 4.

@@ -270,8 +270,7 @@ impl Replica {
         if error.kind() == io::ErrorKind::NotConnected {
             return self.not_ready("is being loaded");
         }
-        Error::internal(format!("the rows of shard {} cannot be read: {error}; check the disk", self.shard.0))
-            .with("shard", self.shard.0)
+        self.not_ready(&format!("cannot read its rows ({error}; its disk wants a look)"))
     }
 
     fn search_error(&self, error: quorate_index::Error) -> Error {

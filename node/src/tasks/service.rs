@@ -177,9 +177,7 @@ impl Tasks {
     /// A row of contents; empty when it is gone, as the payload of a completed task.
     fn row(&self, (table, key): (u8, Vec<u8>)) -> Result<Bytes, Error> {
         let row = self.context.control.row(table, &key);
-        Ok(row
-            .map_err(|error| Error::internal(format!("cannot read the state database: {error}")))?
-            .unwrap_or_default())
+        Ok(row.map_err(|error| Error::unreadable(&error))?.unwrap_or_default())
     }
 
     async fn list(&self, request: v1::ListTasksRequest, deadline: Instant) -> Result<v1::ListTasksResponse, Error> {
@@ -241,7 +239,7 @@ impl Tasks {
         let operation =
             Operation { request: Some(wire::request_id(&request.request_id)?), command: Command::Cancel { task } };
         match self.context.control.propose_anywhere(operation, deadline).await.map_err(|error| self.hint(error))?? {
-            Reply::Cancelled => self.get(task, deadline).await,
+            Reply::Cancelled => self.get(task, deadline).await.map_err(Error::after_commit),
             other => Err(Error::internal(format!("a cancel was answered with {other:?}"))),
         }
     }

@@ -1,6 +1,7 @@
 //! Nodes for tests and the clients that ask them.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_api::ApiError;
@@ -12,6 +13,8 @@ use quorate_api::v1::{
 };
 use quorate_node::config::Values;
 use quorate_node::{Config, NodeHandle, StartError};
+use quorate_raft::memory::{MemoryFloor, MemoryLog, MemoryStates};
+use quorate_raft::{Seams, TcpConnector, WriterMode};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -44,16 +47,17 @@ pub(crate) async fn start(config: Config) -> Result<NodeHandle, StartError> {
 
 #[cfg(not(feature = "rocksdb"))]
 pub(crate) async fn start(config: Config) -> Result<NodeHandle, StartError> {
-    use quorate_raft::memory::{MemoryFloor, MemoryLog, MemoryStates};
-    use quorate_raft::{Seams, TcpConnector, WriterMode};
-    use std::sync::Arc;
+    let states = MemoryStates::new(config.data_dir.join("scratch"));
+    start_on(config, states).await
+}
 
-    quorate_node::start::start_with(config, |dir| {
+/// Starts a node whose states are on this disk, and everything else in memory.
+async fn start_on(config: Config, states: MemoryStates) -> Result<NodeHandle, StartError> {
+    quorate_node::start::start_with(config, |_| {
         Ok(Seams {
             log: Arc::new(MemoryLog::new()),
             floor: Arc::new(MemoryFloor::new()),
-            floor: Arc::new(MemoryFloor::new()),
-            states: Arc::new(MemoryStates::new(dir.join("scratch"))),
+            states: Arc::new(states),
             connector: Arc::new(TcpConnector),
             writer: WriterMode::Thread,
         })
@@ -75,6 +79,14 @@ impl TestNode {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let handle = start(config(dir.path())).await.expect("the node starts");
         TestNode { dir, handle }
+    }
+
+    /// A node with the disk that its states are on, to break.
+    pub(crate) async fn start_with_disk() -> (TestNode, MemoryStates) {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let states = MemoryStates::new(dir.path().join("scratch"));
+        let handle = start_on(config(dir.path()), states.clone()).await.expect("the node starts");
+        (TestNode { dir, handle }, states)
     }
 
     /// Stops the node and starts it again on the same directory and addresses.

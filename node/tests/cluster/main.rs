@@ -4,6 +4,7 @@
 mod deleting;
 #[cfg(feature = "rocksdb")]
 mod diverging;
+mod failing;
 mod formation;
 mod harness;
 mod leaving;
