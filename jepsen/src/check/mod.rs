@@ -13,7 +13,7 @@
 //! | [`request_ids`] | a request that is repeated is answered the same and takes effect once |
 //! | [`searches`] | an acknowledged point is found, a deleted one is not, and an answer with missing shards says so |
 //! | [`hashes`] | all replicas of a group are equal at the same position |
-//! | [`availability`] | a connected majority writes soon after a fault; the cluster is healthy, and all is equal, soon after the last one |
+//! | [`availability`] | a connected majority writes soon after a fault; the cluster is healthy, and all is equal, soon after the heal |
 //! | [`finals`] | what was asked at the end was answered |
 //! | [`bite`] | enough was done by every load, and every nemesis that was asked for struck |
 //!
@@ -57,10 +57,9 @@ pub struct Rules {
     pub compared: bool,
     /// How soon after a fault a connected majority must write.
     pub write_within: Micros,
-    /// How soon after the end of the last fault the cluster must be healthy, and how soon after the last write all replicas
-    /// must be equal.
+    /// How soon after the heal the cluster must be healthy, and all replicas must have been equal.
     pub equal_within: Micros,
-    /// The former, where replicas must be made anew or catch up with all that was.
+    /// The same, where replicas are made anew.
     pub moved_within: Micros,
     /// For how long nothing must have moved before an unfinished task is called stuck or lost.
     pub drain: Micros,

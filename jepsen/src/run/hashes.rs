@@ -1,18 +1,18 @@
-//! The state hashes of all replicas, asked for when all is at rest.
+//! The state hashes of all replicas, asked for from the heal on and when all is at rest.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use quorate_client::v1::{GroupStatus, StatusResponse};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::cluster::Cluster;
 use crate::event::Operation;
 use crate::history::Recorder;
 
-/// For how long replicas are asked until all are equal.
+/// For how long replicas are asked at the end until all are equal.
 const PATIENCE: Duration = Duration::from_secs(20);
-const EVERY: Duration = Duration::from_millis(250);
+const EVERY: Duration = Duration::from_millis(100);
 /// How long a member may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);
 /// Numbers of nodes that are none.
@@ -21,13 +21,39 @@ const NOBODY: usize = 1_000;
 /// What one replica says of itself: position and hash, once it has any.
 type Told = Option<(u64, u64)>;
 
-/// Asks until all replicas of each group tell the same position and hash, or patience ends, and records every answer: a round
-/// names each replica of each group once, in order, those that tell nothing too.
+/// What the replicas of all groups told in one round of asking.
+type Round = BTreeMap<(u32, usize), Told>;
+
+/// Asks until all replicas of each group tell the same position and hash in one round, or patience ends. Nobody writes.
+pub(super) async fn record(cluster: &Cluster, recorder: &Recorder) {
+    ask_until(cluster, recorder, PATIENCE, |round| groups(round).into_iter().all(|group| is_equal(round, group))).await;
+}
+
+/// Asks until each group was equal in some round, or patience ends. Others may write meanwhile: then groups are seldom all
+/// equal at one moment, and one after the other they are.
+pub(super) async fn record_catching_up(cluster: &Cluster, recorder: &Recorder, patience: Duration) {
+    let mut equal = BTreeSet::new();
+    ask_until(cluster, recorder, patience, |round| {
+        let groups = groups(round);
+        equal.extend(groups.iter().copied().filter(|group| is_equal(round, *group)));
+        groups.is_subset(&equal)
+    })
+    .await;
+}
+
+/// Asks again and again, and records every answer: a round names each replica of each group once, in order, those that tell
+/// nothing too.
 ///
 /// Only members are asked. What a node says that is none, or none any more, says nothing about the cluster.
-pub(super) async fn record(cluster: &Cluster, recorder: &Recorder) {
-    let deadline = Instant::now() + PATIENCE;
+async fn ask_until(
+    cluster: &Cluster,
+    recorder: &Recorder,
+    patience: Duration,
+    mut is_enough: impl FnMut(&Round) -> bool,
+) {
+    let deadline = Instant::now() + patience;
     let mut tick = tokio::time::interval(EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while Instant::now() < deadline {
         tick.tick().await;
         let Some(status) = ask(cluster).await else { continue };
@@ -40,7 +66,7 @@ pub(super) async fn record(cluster: &Cluster, recorder: &Recorder) {
                 None => process.fail("the replica has not told its hash"),
             }
         }
-        if all_equal(&told) {
+        if !told.is_empty() && is_enough(&told) {
             return;
         }
     }
@@ -64,7 +90,7 @@ fn numbers(cluster: &Cluster) -> HashMap<String, usize> {
 }
 
 /// What each replica tells. One on a node that we never started is given a number that no node has: it must be asked too.
-fn told(status: &StatusResponse, numbers: &HashMap<String, usize>) -> BTreeMap<(u32, usize), Told> {
+fn told(status: &StatusResponse, numbers: &HashMap<String, usize>) -> Round {
     let mut told = BTreeMap::new();
     let groups: Vec<&GroupStatus> = status.control.iter().chain(&status.shards).collect();
     for group in groups {
@@ -77,9 +103,14 @@ fn told(status: &StatusResponse, numbers: &HashMap<String, usize>) -> BTreeMap<(
     told
 }
 
-fn all_equal(told: &BTreeMap<(u32, usize), Told>) -> bool {
-    let mut groups: HashMap<u32, Told> = HashMap::new();
-    told.iter().all(|(&(group, _), &at)| at.is_some() && *groups.entry(group).or_insert(at) == at)
+fn groups(round: &Round) -> BTreeSet<u32> {
+    round.keys().map(|(group, _)| *group).collect()
+}
+
+/// Whether all replicas of a group told the same.
+fn is_equal(round: &Round, group: u32) -> bool {
+    let mut told = round.range((group, 0)..=(group, usize::MAX)).map(|(_, at)| *at);
+    told.next().flatten().is_some_and(|first| told.all(|other| other == Some(first)))
 }
 
 #[cfg(test)]
@@ -89,13 +120,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn replicas_are_equal_when_each_group_has_one_answer() {
+    fn replicas_are_equal_when_their_group_has_one_answer() {
         let told = |third| {
             BTreeMap::from([((0, 0), Some((5, 1))), ((0, 1), Some((5, 1))), ((1, 0), Some((9, 2))), ((1, 1), third)])
         };
-        assert!(all_equal(&told(Some((9, 2)))));
-        assert!(!all_equal(&told(Some((9, 3)))));
-        assert!(!all_equal(&told(None)));
+        assert_eq!(groups(&told(None)), BTreeSet::from([0, 1]));
+        assert!(is_equal(&told(None), 0) && is_equal(&told(Some((9, 2))), 1));
+        assert!(!is_equal(&told(Some((9, 3))), 1));
+        assert!(!is_equal(&told(None), 1));
     }
 
     #[test]

@@ -3,12 +3,12 @@
 //! ```text
 //! start the cluster - prepare - load ............................................ final reads - hashes - stop - check
 //!                               calm - faults ........... heal - calm
-//!                                                            healthy?
+//!                                                            healthy? equal?
 //! ```
 //!
 //! The load goes on a little after the last fault has ended, so that it shows how soon writes succeed again; how soon the
-//! cluster is healthy is measured from then on too. A failure of the harness makes the run void and never a verdict on the
-//! cluster; what was recorded until then is judged all the same.
+//! cluster is healthy and its replicas are equal is measured from then on too. A failure of the harness makes the run void
+//! and never a verdict on the cluster; what was recorded until then is judged all the same.
 //!
 //! What was asked for, how far the run came and what the harness itself saw are written into the history. So the verdict is a
 //! function of that file alone, and `check` gives it again.
@@ -17,6 +17,7 @@ mod hashes;
 mod report;
 mod witness;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +48,8 @@ const NEMESIS_ENDS: Duration = Duration::from_secs(300);
 const LOAD_ENDS: Duration = Duration::from_secs(60);
 /// How long the cluster may take to be healthy after all faults have ended.
 const HEALTHY: Duration = Duration::from_secs(120);
+/// How long replicas are asked after the heal whether they are equal: longer than any promise gives them.
+const EQUAL: Duration = Duration::from_secs(65);
 /// How long the final reads may take.
 const FINAL: Duration = Duration::from_secs(180);
 /// The share of the last two that a run with a planted bug is given. What the bug breaks may never be whole again, and
@@ -268,7 +271,11 @@ async fn attack(
     let faults = strike(config, cluster, watch, began, interrupted).await;
     watch.healed(nemesis::heal(cluster).await.context("healing the cluster")?);
     watch.reached(Stage::Healed);
-    let (_, ended) = tokio::join!(recover(cluster, watch, patience(config, HEALTHY)), calm(load, &stop_load, watch));
+    let ((), (), ended) = tokio::join!(
+        recover(cluster, watch, patience(config, HEALTHY)),
+        hashes::record_catching_up(cluster, recorder, patience(config, EQUAL)),
+        calm(load, &stop_load, watch)
+    );
     ended?;
     faults?;
     let ctx = label(ctx.renewed()?);
@@ -401,11 +408,12 @@ async fn judge(config: &RunConfig, history: History, directory: &Path) -> Result
         seconds: Duration::from_micros(to.saturating_sub(from)).as_secs_f64(),
         operations: 0,
         ok: 0,
+        loads: loads(&history),
         faults: struck(&history.faults),
         kinds: kinds(&history.faults),
         violations: Vec::new(),
         void: Vec::new(),
-        counts: std::collections::BTreeMap::new(),
+        counts: BTreeMap::new(),
         directory: directory.to_owned(),
     };
     let directory = directory.to_owned();
@@ -427,6 +435,15 @@ async fn judge(config: &RunConfig, history: History, directory: &Path) -> Result
 /// under attack.
 fn done(history: &History) -> (u64, u64) {
     check::done_by_load(history).fold((0, 0), |(all, ok), event| (all + 1, ok + u64::from(event.phase == Phase::Ok)))
+}
+
+/// Operations of the load that ended, by the part of it that asked for them.
+fn loads(history: &History) -> BTreeMap<String, u64> {
+    let mut loads = BTreeMap::new();
+    for part in check::done_by_load(history).filter_map(|event| event.part) {
+        *loads.entry(part.to_string()).or_default() += 1;
+    }
+    loads
 }
 
 #[cfg(test)]
@@ -480,5 +497,6 @@ mod tests {
             ..History::default()
         };
         assert_eq!(done(&history), (3, 1));
+        assert_eq!(loads(&history), BTreeMap::from([("register".to_owned(), 3)]));
     }
 }

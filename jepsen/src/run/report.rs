@@ -42,6 +42,9 @@ pub struct RunReport {
     pub operations: u64,
     /// Those of them that took effect.
     pub ok: u64,
+    /// Operations by load.
+    #[serde(default)]
+    pub loads: BTreeMap<String, u64>,
     /// Faults by nemesis.
     pub faults: BTreeMap<String, Struck>,
     /// Faults that were seen to bite, by nemesis and kind within it.
@@ -157,6 +160,7 @@ pub(crate) mod tests {
             seconds: 10.0,
             operations: 1_000,
             ok: 900,
+            loads: BTreeMap::from([("register".into(), 1_000)]),
             faults: BTreeMap::from([("kill".into(), Struck { installed: 4, skipped: 1, indeterminate: 0 })]),
             kinds: BTreeMap::new(),
             violations: Vec::new(),
