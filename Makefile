@@ -13,7 +13,7 @@ PACKAGES := cmake:cmake g++:g++ pkg-config:pkg-config strace:strace mkfs.ext4:e2
 LIBRARIES := libclang-dev libopenblas-dev libfaketime
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: help deps build demo test sim programs planted jepsen campaign bench fmt verify deny
+.PHONY: help deps build demo test sim programs planted jepsen campaign soak bench fmt verify deny
 
 help: ## Lists the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -55,6 +55,10 @@ SIM := $${CARGO_TARGET_DIR:-$(CURDIR)/target}/sim/release/quorate-sim
 # Namespaces, iptables and loop devices need root.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 MINUTES ?= 10
+HOURS ?= 2
+LEDGER := jepsen/LEDGER.md
+# What is run, for the ledger. The ledger's own new lines change nothing of that.
+COMMIT = $$(git describe --always)$$(git diff --quiet HEAD -- . ':!$(LEDGER)' || echo -dirty)
 # Pieces of the campaign, or planted bugs, at the same time.
 JOBS ?= 1
 programs: build
@@ -67,12 +71,15 @@ planted: programs ## Shows which planted bugs the simulation and the chaos suite
 	"$(SIM)" --planted all
 	$(AS_ROOT) "$(RELEASE)/quorate-jepsen" planted --jobs $(JOBS)
 
-jepsen: programs ## Real processes under real faults for MINUTES=10, every workload and nemesis in turn.
-	$(AS_ROOT) "$(RELEASE)/quorate-jepsen" all --time-limit $$(($(MINUTES) * 60))
+jepsen: programs ## Real processes under real faults for MINUTES=10: workloads and nemeses in rotation, from SEED on.
+	$(AS_ROOT) "$(RELEASE)/quorate-jepsen" all --time-limit $$(($(MINUTES) * 60)) $(if $(SEED),--seed $(SEED))
 
 campaign: programs ## The next MINUTES=10 of the long list, JOBS=1 pieces at once, kept in jepsen/LEDGER.md.
 	$(AS_ROOT) "$(RELEASE)/quorate-jepsen" campaign --minutes $(MINUTES) --jobs $(JOBS) \
-	  --commit "$$(git describe --always --dirty)" --ledger jepsen/LEDGER.md --sim "$(SIM)"
+	  --commit "$(COMMIT)" --ledger $(LEDGER) --sim "$(SIM)"
+
+soak: programs ## HOURS=2 of everything, with a floor on each minute's throughput, kept in jepsen/LEDGER.md.
+	$(AS_ROOT) "$(RELEASE)/quorate-jepsen" soak --hours $(HOURS) --commit "$(COMMIT)" --ledger $(LEDGER)
 
 bench: deps ## The criterion benches (the cluster benches are `quorate bench`).
 	cargo bench --locked -p quorate-raft -p quorate-index

@@ -10,10 +10,16 @@
 //! now. A line `Counted from: COMMIT` outside of the table says where counting begins: at the first line of that
 //! commit. What is above it stays as history. A commit that has no line yet lets nothing count.
 //!
+//! Lines of later commits count with those of the first, so that a ledger goes on while what is beside the product is
+//! mended; [`Ledger::commits`] says of which commits they are.
+//!
+//! Where a piece has several loads or kinds of faults, its line has them apart, behind the numbers that they add up to:
+//! `94000 (queue 23000, register 41000, ...)` operations and `67+3? (kill 40, pause 27)` faults.
+//!
 //! One campaign at a time writes to a ledger ([`Book`]). A line that was cut off by a kill ends without a line break:
 //! it is not read, and removed before the next is written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -25,6 +31,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 
 use crate::run::RunReport;
+
+/// Numbers by name: operations by load, or faults by kind.
+pub type Counts = BTreeMap<String, u64>;
 
 const HEAD: &str = "\
 # Ledger
@@ -123,8 +132,12 @@ pub struct Entry {
     pub seconds: u64,
     /// Operations that were checked.
     pub operations: u64,
+    /// Those by load, where a line tells them apart.
+    pub loads: Counts,
     /// Faults that were seen to bite.
     pub faults: u64,
+    /// Those by kind, where a line tells them apart.
+    pub kinds: Counts,
     /// Faults of which that could not be seen.
     pub indeterminate: u64,
     /// `valid`, `caught`, or what else.
@@ -132,20 +145,41 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The line of a run that ended now.
+    /// The line of a piece of which nothing is known yet.
     #[must_use]
-    pub fn of(kind: Kind, piece: String, commit: &str, report: &RunReport) -> Entry {
+    pub fn blank(kind: Kind, piece: String, seed: u64, commit: &str) -> Entry {
         Entry {
             when: now(),
             kind,
             piece,
-            seed: report.seed,
+            seed,
             commit: commit.to_owned(),
+            seconds: 0,
+            operations: 0,
+            loads: Counts::new(),
+            faults: 0,
+            kinds: Counts::new(),
+            indeterminate: 0,
+            verdict: String::new(),
+        }
+    }
+
+    /// The line of a run that ended now.
+    #[must_use]
+    pub fn of(kind: Kind, piece: String, commit: &str, report: &RunReport) -> Entry {
+        // Everywhere else the piece says what it is made of.
+        let is_mixed = matches!(kind, Kind::Chaos | Kind::Soak);
+        let struck = report.faults.iter().map(|(nemesis, struck)| (nemesis.clone(), struck.installed));
+        let struck: Counts = struck.filter(|(_, installed)| *installed > 0).collect();
+        Entry {
             seconds: report.seconds as u64,
             operations: report.operations,
+            loads: if is_mixed { report.loads.clone() } else { Counts::new() },
             faults: report.installed(),
+            kinds: if is_mixed { struck } else { Counts::new() },
             indeterminate: report.indeterminate(),
             verdict: report.words(),
+            ..Entry::blank(kind, piece, report.seed, commit)
         }
     }
 
@@ -185,7 +219,7 @@ impl Entry {
         // A bar or a line break would end the cell.
         let clean = |text: &str| text.replace('|', "/").replace(['\n', '\r'], " ");
         format!(
-            "| {} | {} | {} | {} | {} | {} | {} | {}{} | {} |\n",
+            "| {} | {} | {} | {} | {} | {} | {}{} | {}{}{} | {} |\n",
             self.when,
             self.kind,
             clean(&self.piece),
@@ -193,8 +227,10 @@ impl Entry {
             clean(&self.commit),
             self.seconds,
             self.operations,
+            apart(&self.loads),
             self.faults,
             if self.indeterminate > 0 { format!("+{}?", self.indeterminate) } else { String::new() },
+            apart(&self.kinds),
             clean(&self.verdict)
         )
     }
@@ -205,6 +241,8 @@ impl Entry {
             bail!("it has {} cells, not 9", cells.len());
         };
         let number = |cell: &str| cell.parse::<u64>().with_context(|| format!("{cell:?} is no number"));
+        let (operations, loads) = read_apart(operations)?;
+        let (faults, kinds) = read_apart(faults)?;
         let (installed, indeterminate) = faults.split_once('+').unwrap_or((faults, "0"));
         Ok(Entry {
             when: when.to_owned(),
@@ -214,11 +252,31 @@ impl Entry {
             commit: commit.to_owned(),
             seconds: number(seconds)?,
             operations: number(operations)?,
+            loads,
             faults: number(installed)?,
+            kinds,
             indeterminate: number(indeterminate.trim_end_matches('?'))?,
             verdict: verdict.to_owned(),
         })
     }
+}
+
+/// Numbers by name behind the one that they add up to; nothing if there are none.
+fn apart(counts: &Counts) -> String {
+    let parts: Vec<String> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) }
+}
+
+/// What stands before the numbers by name, and those.
+fn read_apart(cell: &str) -> Result<(&str, Counts)> {
+    let Some((whole, rest)) = cell.split_once(" (") else { return Ok((cell, Counts::new())) };
+    let pair = |part: &str| {
+        let (name, count) = part.trim().rsplit_once(' ')?;
+        Some((name.to_owned(), count.parse().ok()?))
+    };
+    let parts =
+        rest.trim_end_matches(')').split(',').map(|part| pair(part).with_context(|| format!("{part:?} is no count")));
+    Ok((whole, parts.collect::<Result<_>>()?))
 }
 
 /// Whether a verdict says that a promise was broken, or a planted bug not found. What a void one goes on to tell of the
@@ -312,6 +370,32 @@ impl Ledger {
         };
         let (before, counted) = self.entries.split_at(first);
         (counted, before)
+    }
+
+    /// The commits of the lines that count, in the order in which they came, with how many lines each has. Lines from the
+    /// first one of the named commit on count whatever they are of, so it has to be seen of what.
+    #[must_use]
+    pub fn commits(&self) -> Vec<(&str, u64)> {
+        let mut commits: Vec<(&str, u64)> = Vec::new();
+        for entry in self.split().0.iter().filter(|entry| entry.counts()) {
+            match commits.iter_mut().find(|(commit, _)| *commit == entry.commit) {
+                Some((_, lines)) => *lines += 1,
+                None => commits.push((&entry.commit, 1)),
+            }
+        }
+        commits
+    }
+
+    /// What the lines of a kind that count tell apart: operations by load, and faults by kind.
+    #[must_use]
+    pub fn apart(&self, kind: Kind) -> (Counts, Counts) {
+        let (mut loads, mut kinds) = (Counts::new(), Counts::new());
+        for entry in self.of(kind).filter(|entry| entry.counts()) {
+            for (sum, counts) in [(&mut loads, &entry.loads), (&mut kinds, &entry.kinds)] {
+                counts.iter().for_each(|(name, count)| *sum.entry(name.clone()).or_default() += count);
+            }
+        }
+        (loads, kinds)
     }
 
     /// The lines of a kind that are not history.
@@ -482,15 +566,11 @@ mod tests {
     fn entry(kind: Kind, piece: &str, verdict: &str) -> Entry {
         Entry {
             when: "2026-01-02 03:04".into(),
-            kind,
-            piece: piece.into(),
-            seed: 9,
-            commit: "abc1234".into(),
             seconds: 60,
             operations: 1_000,
             faults: 20,
-            indeterminate: 0,
             verdict: verdict.into(),
+            ..Entry::blank(kind, piece.into(), 9, "abc1234")
         }
     }
 
@@ -521,6 +601,7 @@ mod tests {
         assert_eq!(ledger.done(Kind::Links), (64..128).collect());
         assert_eq!((ledger.before(Kind::Links), ledger.before(Kind::Sim)), (2, 1));
         assert_eq!((ledger.total(Kind::Links).pieces, ledger.total(Kind::Sim)), (2, Total::default()));
+        assert_eq!(ledger.commits(), [("bbb2222", 1), ("ccc3333", 1)], "and it is said of what");
         assert_eq!(text("").done(Kind::Links).len(), 128);
         let ahead = text("Counted from: ddd4444");
         assert_eq!((ahead.done(Kind::Links).len(), ahead.before(Kind::Links)), (0, 4), "it has no line yet");
@@ -562,6 +643,26 @@ mod tests {
         assert_eq!(Entry::parse(&unseen.line()).expect("readable"), unseen);
         let total = of(vec![unseen, entry(Kind::Corruption, "20 faults", "valid")]).total(Kind::Corruption);
         assert_eq!((total.faults, total.indeterminate), (40, 5));
+    }
+
+    #[test]
+    fn what_a_line_tells_apart_is_read_again_and_added_up() {
+        let counts = |pairs: &[(&str, u64)]| pairs.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
+        let line = |loads: &[(&str, u64)], kinds: &[(&str, u64)]| Entry {
+            loads: counts(loads),
+            kinds: counts(kinds),
+            indeterminate: 5,
+            ..entry(Kind::Chaos, "chaos+kill", "valid")
+        };
+        let first = line(&[("queue", 400), ("register", 600)], &[("kill", 12), ("power-cut-all", 8)]);
+        assert!(first.line().contains("| 1000 (queue 400, register 600) | 20+5? (kill 12, power-cut-all 8) |"));
+        assert_eq!(Entry::parse(&first.line()).expect("readable"), first);
+        assert!(Entry::parse(&first.line().replace("kill 12", "kill")).is_err());
+        let void = Entry { verdict: "void: x".into(), ..first.clone() };
+        let ledger = of(vec![first, void, line(&[("queue", 1)], &[("kill", 1)]), entry(Kind::Chaos, "x", "valid")]);
+        let (loads, kinds) = ledger.apart(Kind::Chaos);
+        assert_eq!(loads, counts(&[("queue", 401), ("register", 600)]));
+        assert_eq!(kinds, counts(&[("kill", 13), ("power-cut-all", 8)]));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::{Format, campaign, exit, planted, table};
 use crate::cluster;
@@ -113,27 +113,31 @@ impl Totals {
         if self.since.is_some() {
             ledger.since.clone_from(&self.since);
         }
-        let totals: Vec<_> = Kind::ALL.into_iter().map(|kind| (kind, ledger.total(kind))).collect();
         if self.output == Format::Json {
-            let kinds: serde_json::Map<String, serde_json::Value> = totals
-                .iter()
-                .map(|(kind, total)| {
-                    let total = json!({
-                        "pieces": total.pieces, "counted": total.counted, "violated": total.violated, "items": total.items,
-                        "seconds": total.seconds, "operations": total.operations, "faults": total.faults,
-                        "indeterminate": total.indeterminate, "mended": total.mended, "before": ledger.before(*kind),
-                        "apart": total.apart, "tried": total.tried, "goal": campaign::goal(*kind),
-                        "done": campaign::done(&ledger, *kind),
-                    });
-                    (kind.name().to_owned(), total)
-                })
-                .collect();
-            println!("{}", serde_json::Value::Object(kinds));
+            println!("{}", totals(&ledger));
             return Ok(ExitCode::SUCCESS);
         }
-        println!("{}", markdown(&ledger));
+        println!("{}", said(&ledger));
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// The totals by kind, and beside them of which commits the lines are that count.
+fn totals(ledger: &Ledger) -> Value {
+    let of = |kind| {
+        let (total, (loads, faults)) = (ledger.total(kind), ledger.apart(kind));
+        json!({
+            "pieces": total.pieces, "counted": total.counted, "violated": total.violated, "items": total.items,
+            "seconds": total.seconds, "operations": total.operations, "faults": total.faults,
+            "indeterminate": total.indeterminate, "mended": total.mended, "before": ledger.before(kind),
+            "apart": total.apart, "tried": total.tried, "loads": loads, "kinds": faults,
+            "goal": campaign::goal(kind), "done": campaign::done(ledger, kind),
+        })
+    };
+    let commits: Map<String, Value> =
+        ledger.commits().into_iter().map(|(commit, lines)| (commit.to_owned(), lines.into())).collect();
+    let kinds = Kind::ALL.into_iter().map(|kind| (kind.name().to_owned(), of(kind)));
+    Value::Object(kinds.chain([("commits".to_owned(), commits.into())]).collect())
 }
 
 /// What a kind is called where people read it who do not know its name.
@@ -196,10 +200,31 @@ fn markdown(ledger: &Ledger) -> String {
             ledger.before(kind),
         ));
     }
-    if let Some(commit) = &ledger.since {
-        lines.extend([String::new(), format!("Counted from: {commit}; history is the pieces before its first line.")]);
-    }
     lines.join("\n")
+}
+
+/// The table, and below it of what the lines are that count.
+fn said(ledger: &Ledger) -> String {
+    let mut lines = vec![markdown(ledger), String::new()];
+    for kind in [Kind::Chaos, Kind::Soak] {
+        let (loads, kinds) = ledger.apart(kind);
+        for (what, counts) in [("operations by load", loads), ("faults by kind", kinds)] {
+            let parts: Vec<String> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
+            if !parts.is_empty() {
+                lines.push(format!("{kind}, {what}: {}.", parts.join(", ")));
+            }
+        }
+    }
+    let named = |commit: &str| if commit.is_empty() { "no named commit" } else { commit }.to_owned();
+    let commits: Vec<String> =
+        ledger.commits().into_iter().map(|(commit, lines)| format!("{} ({lines})", named(commit))).collect();
+    if !commits.is_empty() {
+        lines.push(format!("The pieces that count are of: {}.", commits.join(", ")));
+    }
+    if let Some(commit) = &ledger.since {
+        lines.push(format!("Counted from: {commit}; history is the pieces before its first line."));
+    }
+    lines.join("\n").trim_end().to_owned()
 }
 
 #[cfg(test)]
@@ -210,16 +235,12 @@ mod tests {
     #[test]
     fn the_table_says_what_was_done_of_what_is_to_be_done() {
         let entry = |kind, piece: &str, verdict: &str| Entry {
-            when: "2026-01-02 03:04".into(),
-            kind,
-            piece: piece.into(),
-            seed: 1,
-            commit: String::new(),
             seconds: 1_800,
             operations: 1_000,
             faults: 20,
             indeterminate: 3,
             verdict: verdict.into(),
+            ..Entry::blank(kind, piece.into(), 1, "abc1234")
         };
         let ledger = Ledger {
             entries: vec![
@@ -241,9 +262,25 @@ mod tests {
         assert!(line(Kind::Sim).contains("| 24 seeds, 1 counted apart (2%) |"), "{table}");
         assert!(line(Kind::SimPlanted).contains("| 1 of 1 caught (100%) |"), "{table}");
         assert!(table.lines().all(|line| line.matches('|').count() == 12), "{table}");
-        let told = |since: &str| markdown(&Ledger { since: Some(since.into()), ..ledger.clone() });
+        let told = |since: &str| said(&Ledger { since: Some(since.into()), ..ledger.clone() });
         let power = |line: &str| line.contains("| 0 faults (0%)") && line.ends_with("| 0 | 0 | 3 |");
-        assert!(told("abc").lines().any(power), "{}", told("abc"));
-        assert!(told("abc").ends_with("Counted from: abc; history is the pieces before its first line."));
+        assert!(told("def").lines().any(power), "{}", told("def"));
+        assert!(told("def").ends_with("Counted from: def; history is the pieces before its first line."));
+        assert!(told("abc").contains("\nThe pieces that count are of: abc1234 (3)."), "{}", told("abc"));
+    }
+
+    #[test]
+    fn what_overlapping_faults_were_made_of_is_told() {
+        let counts = |name: &str, count| [(name.to_owned(), count)].into();
+        let piece = Entry {
+            loads: counts("queue", 400),
+            kinds: counts("kill", 12),
+            verdict: "valid".into(),
+            ..Entry::blank(Kind::Chaos, "chaos+kill".into(), 1, "")
+        };
+        let text = said(&Ledger { entries: vec![piece], since: None });
+        assert!(text.contains("\nchaos, faults by kind: kill 12."), "{text}");
+        assert!(text.contains("\nchaos, operations by load: queue 400."), "{text}");
+        assert!(text.contains("are of: no named commit (1)."), "{text}");
     }
 }

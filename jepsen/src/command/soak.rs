@@ -113,18 +113,10 @@ impl Soak {
                     None => entry,
                 }
             }
-            Err(error) => Entry {
-                when: now(),
-                kind: Kind::Soak,
-                piece: name,
-                seed: piece.seed,
-                commit: self.commit.clone(),
-                seconds: 0,
-                operations: 0,
-                faults: 0,
-                indeterminate: 0,
-                verdict: format!("void: {error:#}"),
-            },
+            Err(error) => {
+                let verdict = format!("void: {error:#}");
+                Entry { verdict, ..Entry::blank(Kind::Soak, name, piece.seed, &self.commit) }
+            }
         }
     }
 

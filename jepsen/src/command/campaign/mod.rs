@@ -156,18 +156,7 @@ impl Campaign {
 
     /// The line of a piece of which nothing is known yet.
     fn blank(&self, job: &Job) -> Entry {
-        Entry {
-            when: now(),
-            kind: job.kind,
-            piece: job.piece.clone(),
-            seed: job.seed,
-            commit: self.commit.clone(),
-            seconds: 0,
-            operations: 0,
-            faults: 0,
-            indeterminate: 0,
-            verdict: String::new(),
-        }
+        Entry::blank(job.kind, job.piece.clone(), job.seed, &self.commit)
     }
 
     async fn attempt(&self, job: &Job, blank: Entry, in_vain: u64, interrupted: &CancellationToken) -> Result<Entry> {

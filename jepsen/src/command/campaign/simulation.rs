@@ -81,9 +81,7 @@ fn keep_violations(told: &Value, name: &str) -> Result<()> {
 fn verdict(told: &Value, seeds: u64) -> String {
     let (violations, apart) = (count(&told["violations"]), count(&told["invalid"]));
     if violations > 0 {
-        let first = told["violations"].as_object().and_then(|seeds| seeds.iter().next());
-        let said = first.and_then(|(seed, said)| Some(format!("seed {seed}: {}", said.get(0)?.as_str()?)));
-        return format!("{violations} violations: {}", said.unwrap_or_default());
+        return format!("{violations} violations{}", wrong_seeds(&told["violations"]));
     }
     if count(&told["seeds"]) != seeds {
         return "void: not all of its seeds were run".into();
@@ -92,6 +90,19 @@ fn verdict(told: &Value, seeds: u64) -> String {
         return format!("void: {apart} seeds under a floor, and no other");
     }
     valid_but(apart)
+}
+
+/// Every seed that broke a promise, because each may have another cause, and what the first one said.
+fn wrong_seeds(violations: &Value) -> String {
+    let said = violations.as_object().into_iter().flatten();
+    let mut seeds: Vec<(u64, &str)> = said
+        .filter(|(_, said)| count(said) > 0)
+        .filter_map(|(seed, said)| Some((seed.parse().ok()?, said.get(0)?.as_str()?)))
+        .collect();
+    seeds.sort_unstable();
+    let Some((first, what)) = seeds.first() else { return String::new() };
+    let named: Vec<String> = seeds.iter().map(|(seed, _)| seed.to_string()).collect();
+    format!(" in seed{} {}: seed {first}: {what}", if named.len() > 1 { "s" } else { "" }, named.join(", "))
 }
 
 /// Where a bug was caught, and the verdict.
@@ -135,7 +146,10 @@ mod tests {
         assert_eq!(verdict(&told(json!([6, 7, 8]), json!({})), 3), "void: 3 seeds under a floor, and no other");
         assert_eq!(verdict(&told(json!([]), json!({})), 4), "void: not all of its seeds were run");
         let wrong = verdict(&told(json!([6]), json!({"7": ["step 3: leases: x", "y"]})), 3);
-        assert_eq!(wrong, "2 violations: seed 7: step 3: leases: x");
+        assert_eq!(wrong, "2 violations in seed 7: seed 7: step 3: leases: x");
+        let two = verdict(&told(json!([]), json!({"262": ["y"], "1000": ["z"], "259": ["x", "y"]})), 3);
+        assert_eq!(two, "4 violations in seeds 259, 262, 1000: seed 259: x");
+        assert!(crate::ledger::is_broken(&two));
     }
 
     #[test]
