@@ -58,6 +58,14 @@ fn a_majority_that_does_not_write_is_seen() {
 }
 
 #[test]
+fn what_is_known_to_be_too_late_is_told_and_not_held_against_it() {
+    let verdict = judge(load(10 * S, 13 * S).fault_of("stalled-disk", 10 * S, 20 * S, Installed, ""));
+    passes(&verdict);
+    assert_eq!(verdict.counts["availability writes too late under stalled-disk, not held against it yet"], 1);
+    assert_eq!(verdict.counts["availability faults measured"], 1);
+}
+
+#[test]
 fn a_group_that_goes_on_does_not_hide_one_that_has_no_leader() {
     // The shards answer at once, control does not.
     let script = lane(lane(load(0, 0), 2, 0, 0), 0, 10 * S, 14 * S).fault(10 * S, 20 * S, Installed, "");
