@@ -118,6 +118,22 @@ pub enum Operation {
         #[serde(default)]
         missing: u32,
     },
+    /// Lists, linearizably and at the end of a run, what a collection holds of a range of points. A collection has the even
+    /// ones or the odd ones.
+    List {
+        /// The first number of the range.
+        from: u64,
+        /// The number after its last one.
+        to: u64,
+        /// What the numbers of the collection's points leave when they are divided by two.
+        rest: u64,
+        /// The points that are there. What has an id that no point was ever given is [`u64::MAX`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        points: Option<Vec<u64>>,
+        /// Shards that did not answer: the answer is then not complete and says so.
+        #[serde(default)]
+        missing: u32,
+    },
     /// Reads the state of a task, linearizably, at the end of a run.
     Final {
         /// The payload.
@@ -131,10 +147,21 @@ pub enum Operation {
     },
     /// Changes the members.
     Membership {
-        /// `join`, `leave` or `replace`.
-        what: String,
+        /// What.
+        what: Change,
+        /// The place of the node.
+        node: usize,
+        /// The id of the node. One place has nodes of several ids in the course of a run.
+        #[serde(default)]
+        id: String,
+    },
+    /// Asks a node who belongs to the cluster.
+    Members {
         /// The node.
         node: usize,
+        /// The ids of the members.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ids: Option<Vec<String>>,
     },
     /// The state hash of a replica when all is quiet.
     Hash {
@@ -163,11 +190,23 @@ impl Operation {
             Operation::Upsert { .. } => "upsert",
             Operation::Delete { .. } => "delete",
             Operation::Search { .. } => "search",
+            Operation::List { .. } => "list",
             Operation::Final { .. } => "final",
             Operation::Membership { .. } => "membership",
+            Operation::Members { .. } => "members",
             Operation::Hash { .. } => "hash",
         }
     }
+}
+
+/// What is changed of the members.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Change {
+    /// A node becomes one.
+    Join,
+    /// A node is one no more.
+    Leave,
 }
 
 /// The token of an attempt: where in the log it was granted. A later grant of the same task has a greater one.

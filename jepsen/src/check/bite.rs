@@ -76,7 +76,8 @@ pub(crate) fn is_of_load(event: &Event) -> bool {
     let asked = match event.operation {
         O::Read { .. } | O::Write { .. } | O::Cas { .. } | O::Enqueue { .. } | O::Complete { .. } => true,
         O::Repeat { .. } | O::Upsert { .. } | O::Delete { .. } | O::Search { .. } => true,
-        O::Deliver { .. } | O::Effect { .. } | O::Final { .. } | O::Membership { .. } | O::Hash { .. } => false,
+        O::Deliver { .. } | O::Effect { .. } | O::Final { .. } | O::List { .. } | O::Hash { .. } => false,
+        O::Membership { .. } | O::Members { .. } => false,
     };
     asked && !matches!(event.part, Some(Part::Probe(_)))
 }

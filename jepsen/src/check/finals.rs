@@ -20,6 +20,7 @@ enum Wanted {
     Register(u64),
     Task(u64),
     Point(u64),
+    Points { from: u64, rest: u64 },
 }
 
 /// Where it was asked for last, and whether it was ever answered.
@@ -65,6 +66,7 @@ fn wanted(operation: &Operation) -> Option<Wanted> {
         Operation::Read { key, .. } => Some(Wanted::Register(key)),
         Operation::Final { task, .. } => Some(Wanted::Task(task)),
         Operation::Search { point, .. } => Some(Wanted::Point(point)),
+        Operation::List { from, rest, .. } => Some(Wanted::Points { from, rest }),
         _ => None,
     }
 }
@@ -76,6 +78,7 @@ fn is_answered(span: &Span<'_>) -> bool {
             // A task that is not there is an answer too, and a bad one.
             Operation::Final { .. } => true,
             Operation::Search { found, missing, .. } => found.is_some() && *missing == 0,
+            Operation::List { points, missing, .. } => points.is_some() && *missing == 0,
             _ => false,
         }
 }

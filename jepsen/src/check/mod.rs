@@ -12,6 +12,8 @@
 //! | [`leases`] | a task is held by one attempt at a time; an older token is refused; what was refused took no effect |
 //! | [`request_ids`] | a request that is repeated is answered the same and takes effect once |
 //! | [`searches`] | an acknowledged point is found, a deleted one is not, and an answer with missing shards says so |
+//! | [`set`] | in the end a collection holds what was acknowledged, and nothing that was deleted or never written |
+//! | [`members`] | in the end those belong to the cluster who joined and did not leave, whoever is asked |
 //! | [`hashes`] | all replicas of a group are equal at the same position |
 //! | [`availability`] | a connected majority writes soon after a fault; the cluster is healthy, and all is equal, soon after the heal |
 //! | [`finals`] | what was asked at the end was answered |
@@ -27,9 +29,12 @@ mod finals;
 mod freshness;
 mod hashes;
 mod leases;
+mod members;
+mod presence;
 mod queue;
 mod register;
 mod request_ids;
+mod set;
 mod verdict;
 
 #[cfg(test)]
@@ -53,7 +58,7 @@ pub struct Rules {
     pub floor: f64,
     /// The loads of the run: each must have done what its checker looks at.
     pub parts: Vec<Part>,
-    /// Whether the states of all replicas must have been compared.
+    /// Whether the states of all replicas must have been compared, and the members be known.
     pub compared: bool,
     /// How soon after a fault a connected majority must write.
     pub write_within: Micros,
@@ -150,6 +155,8 @@ fn answered(history: &History, spans: &[Span<'_>], rules: &Rules) -> Verdict {
         .merge(leases::judge(spans))
         .merge(request_ids::judge(spans))
         .merge(freshness::judge(history, spans))
+        .merge(set::judge(history, spans))
+        .merge(members::judge(history, spans, rules.compared))
         .merge(hashes::judge(history, spans, rules.compared))
         .merge(finals::judge(history, spans))
 }
@@ -177,6 +184,16 @@ pub fn request_ids(history: &History) -> Verdict {
 /// Freshness of linearizable searches.
 pub fn searches(history: &History) -> Verdict {
     on_spans(history, |spans| freshness::judge(history, spans))
+}
+
+/// What collections hold in the end.
+pub fn set(history: &History) -> Verdict {
+    on_spans(history, |spans| set::judge(history, spans))
+}
+
+/// Who belongs to the cluster in the end.
+pub fn members(history: &History) -> Verdict {
+    on_spans(history, |spans| members::judge(history, spans, false))
 }
 
 /// Equal replicas.

@@ -10,6 +10,8 @@ use quorate_client::{Client, Error};
 use tokio::time::Instant;
 
 use super::Cluster;
+use crate::event::{self, Operation};
+use crate::history::{Process, Recorder};
 
 /// How long one look at a node may take. It asks the others first, and waits a while for those that do not answer.
 const LOOK: Duration = Duration::from_secs(4);
@@ -23,7 +25,40 @@ pub(super) enum Change {
     Leave { allow_fewer_replicas: bool },
 }
 
+/// A change of the members while it is recorded, if it is.
+struct Recorded(Option<Process>, Operation);
+
+impl Recorded {
+    /// How it ended. `may_be`: an earlier try of it may have taken effect, so that a refusal of this one says nothing.
+    fn end(&mut self, result: &Result<(), Error>, may_be: bool) {
+        let Some(process) = &mut self.0 else { return };
+        match result {
+            Ok(()) => process.ok(self.1.clone()),
+            Err(Error::Refused(refusal)) if may_be && refusal.reason == ErrorReason::NodeNotFound => {
+                process.ok(self.1.clone());
+            }
+            Err(error @ (Error::Refused(_) | Error::Unreachable { .. })) if !may_be => process.fail(error.to_string()),
+            Err(error) => process.info(error.to_string()),
+        }
+    }
+}
+
 impl Cluster {
+    /// From now on changes of the members are recorded.
+    pub fn record_changes(&self, recorder: Recorder) {
+        *self.changes.lock() = Some(recorder);
+    }
+
+    fn recorded(&self, what: event::Change, node: usize) -> Recorded {
+        let operation = Operation::Membership { what, node, id: self.node_id(node).unwrap_or_default() };
+        let process = self.changes.lock().as_ref().map(|recorder| {
+            let mut process = recorder.process();
+            process.invoke(operation.clone(), None);
+            process
+        });
+        Recorded(process, operation)
+    }
+
     /// The nodes that belong to the cluster, as far as we made them join and leave.
     pub fn members(&self) -> Vec<usize> {
         (0..self.size()).filter(|node| *self.node(*node).member.lock()).collect()
@@ -36,8 +71,10 @@ impl Cluster {
         let address = self.endpoint(seed);
         let address = address.trim_start_matches("http://");
         let node = self.node(number);
-        *node.change.lock() = Some(Change::Join);
-        let joined = self.client_of(number).cluster_join(address).await;
+        let again = node.change.lock().replace(Change::Join).is_some();
+        let mut recorded = self.recorded(event::Change::Join, number);
+        let joined = self.client_of(number).cluster_join(address).await.map(|_| ());
+        recorded.end(&joined, again);
         joined.with_context(|| format!("node {number} joins by node {seed}"))?;
         *node.change.lock() = None;
         *node.member.lock() = true;
@@ -54,7 +91,10 @@ impl Cluster {
         let again = node.change.lock().replace(Change::Leave { allow_fewer_replicas }).is_some();
         // It ends by itself when it learns that it was removed.
         self.may_end(number);
-        match client.cluster_leave(&id, allow_fewer_replicas).await {
+        let mut recorded = self.recorded(event::Change::Leave, number);
+        let left = client.cluster_leave(&id, allow_fewer_replicas).await;
+        recorded.end(&left, again);
+        match left {
             Ok(()) => {}
             // An earlier try did it.
             Err(Error::Refused(refusal)) if again && refusal.reason == ErrorReason::NodeNotFound => {}
@@ -142,7 +182,7 @@ impl Cluster {
         self.client_of(node).with_deadline(LOOK).cluster_status().await
     }
 
-    /// One look at every member: all run, all say healthy, and all know all members.
+    /// One look at every member: all run, all say healthy, and all know exactly the members that there are, by their ids.
     ///
     /// # Errors
     /// What is wrong, in words.
@@ -152,7 +192,8 @@ impl Cluster {
 
     async fn looks(&self) -> Result<Vec<api::StatusResponse>, String> {
         let members = self.members();
-        let count = members.len();
+        let ids: BTreeSet<String> = members.iter().filter_map(|node| self.node_id(*node)).collect();
+        let ids = &ids;
         let looks = members.into_iter().map(|node| async move {
             if !self.is_running(node) {
                 return Err(format!("node {node} does not run"));
@@ -161,9 +202,11 @@ impl Cluster {
             if status.health() != api::Health::Healthy {
                 return Err(format!("node {node} says: {}", status.problems.join(" ")));
             }
-            match status.nodes.len() {
-                known if known == count => Ok(status),
-                known => Err(format!("node {node} knows {known} members, there are {count}")),
+            let known: BTreeSet<String> = status.nodes.iter().map(|row| row.node_id.clone()).collect();
+            if known == *ids {
+                Ok(status)
+            } else {
+                Err(format!("node {node} knows the members {known:?}, there are {ids:?}"))
             }
         });
         join_all(looks).await.into_iter().collect()

@@ -53,6 +53,8 @@ use run::Run;
 pub use run::clean;
 use trace::Trace;
 
+use crate::history::Recorder;
+
 /// The ports in every namespace.
 const CLIENT_PORT: u16 = 7701;
 const PEER_PORT: u16 = 7702;
@@ -97,6 +99,8 @@ pub struct Cluster {
     nodes: RwLock<Vec<Arc<Node>>>,
     marks: Marks,
     deaths: Deaths,
+    /// Where changes of the members are recorded, once they are.
+    changes: Mutex<Option<Recorder>>,
 }
 
 /// What came of ending all faults, where all that the harness does worked.
@@ -156,7 +160,7 @@ impl Cluster {
         let run = Run::reserve(&directory)?;
         let config = ClusterConfig { directory, ..config };
         let (nodes, marks, deaths) = (RwLock::default(), Marks::default(), Deaths::default());
-        let cluster = Cluster { config, binary, failpoints, run, nodes, marks, deaths };
+        let cluster = Cluster { config, binary, failpoints, run, nodes, marks, deaths, changes: Mutex::default() };
         let bridge = run.bridge();
         tool::run_async(&["ip", "link", "add", &bridge, "type", "bridge"]).await?;
         tool::run_async(&["ip", "addr", "add", &format!("{}/24", run.address(254)), "dev", &bridge]).await?;

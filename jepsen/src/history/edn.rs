@@ -22,6 +22,8 @@ use crate::event::{Event, Fault, Operation, Phase};
 pub enum Dialect {
     /// `:read`, `:write` and `:cas` on tuples `[key value]`: Knossos with one register for each key.
     Knossos,
+    /// `:read`, `:write` and `:cas` on plain values: one register, for a file that has no other.
+    Single,
     /// `:txn` with micro-operations `[:r key value]` and `[:w key value]`: Elle's `rw-register`.
     Elle,
 }
@@ -52,7 +54,7 @@ impl History {
             while let Some((time, fault, begins)) = marks.next_if(|&(time, _, _)| time <= event.time) {
                 lines.fault(fault, begins, time)?;
             }
-            if let Some((f, value)) = register(event, dialect) {
+            if let Some((_, f, value)) = register_op(event, dialect) {
                 lines.put(phase(event.phase), f, &value, &event.process.to_string(), event.time)?;
             }
         }
@@ -64,13 +66,13 @@ impl History {
 }
 
 /// Lines with their numbers.
-struct Lines<'a, W> {
-    out: &'a mut W,
-    number: u64,
+pub(super) struct Lines<W> {
+    pub(super) out: W,
+    pub(super) number: u64,
 }
 
-impl<W: Write> Lines<'_, W> {
-    fn put(&mut self, type_: &str, f: &str, value: &str, process: &str, micros: u64) -> io::Result<()> {
+impl<W: Write> Lines<W> {
+    pub(super) fn put(&mut self, type_: &str, f: &str, value: &str, process: &str, micros: u64) -> io::Result<()> {
         let (time, number) = (micros.saturating_mul(1_000), self.number);
         self.number += 1;
         writeln!(
@@ -86,7 +88,7 @@ impl<W: Write> Lines<'_, W> {
     }
 }
 
-fn phase(phase: Phase) -> &'static str {
+pub(super) fn phase(phase: Phase) -> &'static str {
     match phase {
         Phase::Invoke => "invoke",
         Phase::Ok => "ok",
@@ -100,25 +102,30 @@ fn name(text: &str) -> String {
     text.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' }).collect()
 }
 
-fn number(value: Option<u64>) -> String {
+pub(super) fn number(value: Option<u64>) -> String {
     value.map_or_else(|| "nil".to_owned(), |value| value.to_string())
 }
 
-/// What is done to which register, and the value; `None` if it is no operation on one.
-fn register(event: &Event, dialect: Dialect) -> Option<(&'static str, String)> {
+/// Which register something is done to, what, and the value; `None` if it is no operation on one.
+pub(super) fn register_op(event: &Event, dialect: Dialect) -> Option<(u64, &'static str, String)> {
     // Only an answer says what was read.
     let known = |value: Option<u64>| number(value.filter(|_| event.phase == Phase::Ok));
-    Some(match (&event.operation, dialect) {
-        (Operation::Read { key, value }, Dialect::Knossos) => ("read", format!("[{key} {}]", known(value.flatten()))),
-        (Operation::Read { key, value }, Dialect::Elle) => ("txn", format!("[[:r {key} {}]]", known(value.flatten()))),
-        (Operation::Write { key, value }, Dialect::Knossos) => ("write", format!("[{key} {value}]")),
-        (Operation::Write { key, value }, Dialect::Elle) => ("txn", format!("[[:w {key} {value}]]")),
-        (Operation::Cas { key, expected, value }, Dialect::Knossos) => {
-            ("cas", format!("[{key} [{} {value}]]", number(*expected)))
+    let (key, f, value, transaction) = match event.operation {
+        Operation::Read { key, value } => {
+            let value = known(value.flatten());
+            let transaction = format!("[:r {key} {value}]");
+            (key, "read", value, transaction)
         }
-        (Operation::Cas { key, expected, value }, Dialect::Elle) => {
-            ("txn", format!("[[:r {key} {}] [:w {key} {value}]]", known(*expected)))
+        Operation::Write { key, value } => (key, "write", value.to_string(), format!("[:w {key} {value}]")),
+        Operation::Cas { key, expected, value } => {
+            let transaction = format!("[:r {key} {}] [:w {key} {value}]", known(expected));
+            (key, "cas", format!("[{} {value}]", number(expected)), transaction)
         }
         _ => return None,
+    };
+    Some(match dialect {
+        Dialect::Knossos => (key, f, format!("[{key} {value}]")),
+        Dialect::Single => (key, f, value),
+        Dialect::Elle => (key, "txn", format!("[{transaction}]")),
     })
 }

@@ -10,10 +10,12 @@
 //! - `recorder`: takes events from many tasks at once and streams them to the file.
 //! - `lines`: reads and writes JSON lines.
 //! - `span`: pairs beginnings with ends; refuses a history that is not well formed.
-//! - `edn`: writes what Knossos and Elle read.
+//! - `edn`: writes all registers as Knossos and Elle read them.
+//! - `objects`: writes a file for each object, for readers that know one only.
 
 mod edn;
 mod lines;
+mod objects;
 mod recorder;
 mod span;
 #[cfg(test)]

@@ -165,6 +165,8 @@ fn same(begun: &Operation, ended: &Operation) -> bool {
         (O::Search { point: a, .. }, O::Search { point: b, .. }) => a == b,
         (O::Effect { task: a, token: s, .. }, O::Effect { task: b, token: t, .. }) => (a, s) == (b, t),
         (O::Final { value: a, task: s, .. }, O::Final { value: b, task: t, .. }) => (a, s) == (b, t),
+        (O::List { from: a, to: s, rest: m, .. }, O::List { from: b, to: t, rest: n, .. }) => (a, s, m) == (b, t, n),
+        (O::Members { node: a, .. }, O::Members { node: b, .. }) => a == b,
         (O::Hash { group: a, node: s, .. }, O::Hash { group: b, node: t, .. }) => (a, s) == (b, t),
         (a, b) => a == b,
     }

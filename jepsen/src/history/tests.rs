@@ -1,7 +1,7 @@
 use proptest::{prelude::*, test_runner::RngSeed};
 
 use super::{Dialect, Error, History, Recorder};
-use crate::event::{Asked, Event, Fault, Injection, Note, Operation, Part, Phase, Stage, Token};
+use crate::event::{Asked, Change, Event, Fault, Injection, Note, Operation, Part, Phase, Stage, Token};
 
 fn directory() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary directory")
@@ -74,7 +74,15 @@ fn operation() -> impl Strategy<Value = Operation> {
         }),
         (n(), n(), prop::option::of(text()), prop::option::of(text()))
             .prop_map(|(value, task, state, result)| Operation::Final { value, task, state, result }),
-        (text(), any::<usize>()).prop_map(|(what, node)| Operation::Membership { what, node }),
+        (any::<bool>(), any::<usize>(), text()).prop_map(|(joins, node, id)| Operation::Membership {
+            what: if joins { Change::Join } else { Change::Leave },
+            node,
+            id
+        }),
+        (any::<usize>(), proptest::option::of(proptest::collection::vec(text(), 0..4)))
+            .prop_map(|(node, ids)| Operation::Members { node, ids }),
+        (n(), n(), 0..2_u64, proptest::option::of(proptest::collection::vec(n(), 0..4)), any::<u32>())
+            .prop_map(|(from, to, rest, points, missing)| Operation::List { from, to, rest, points, missing }),
         (any::<u32>(), any::<usize>(), any::<Option<(u64, u64)>>()).prop_map(|(group, node, at)| Operation::Hash {
             group,
             node,

@@ -14,6 +14,7 @@
 //! function of that file alone, and `check` gives it again.
 
 mod hashes;
+mod members;
 mod report;
 mod witness;
 
@@ -259,6 +260,8 @@ async fn attack(
     // Nothing has been attacked yet, so whatever fails here is no verdict: only its words are kept.
     workload.prepare(&ctx).await.map_err(|error| anyhow!("preparing the workload: {error:#}"))?;
     probe.prepare(&ctx).await.map_err(|error| anyhow!("preparing the probes: {error:#}"))?;
+    members::record(cluster, recorder).await;
+    cluster.record_changes(recorder.clone());
     watch.reached(Stage::Load);
     let mut load = tokio::spawn({
         let (workload, probe, ctx) = (workload.clone(), probe.clone(), ctx.clone());
@@ -285,6 +288,7 @@ async fn attack(
     timeout(limit, probe.finish(&ctx)).await.context("the final reads of the probes do not end")?;
     watch.reached(Stage::AtRest);
     hashes::record(cluster, recorder).await;
+    members::record(cluster, recorder).await;
     if interrupted.is_cancelled() {
         watch.void("it was interrupted".into());
     }
@@ -423,6 +427,7 @@ async fn judge(config: &RunConfig, history: History, directory: &Path) -> Result
         (report.operations, report.ok) = done(&history);
         history.write_edn(&directory.join("history.edn"), Dialect::Knossos)?;
         history.write_edn(&directory.join("history-elle.edn"), Dialect::Elle)?;
+        history.write_objects(&directory.join("edn"))?;
         plot::write(&directory, &history, &title, Some(&verdict))?;
         report.judge(verdict);
         Ok(report)

@@ -1,6 +1,7 @@
 //! The load while members come and go: registers, the queue and searches.
 //!
-//! The changes themselves are made by the nemesis `membership`; here is what must go on meanwhile.
+//! The changes themselves are made by the nemeses `join`, `leave` and `replace`; here is what must go on meanwhile. They are
+//! recorded where the harness makes them, whatever the load is, and so is who the members are at the beginning and the end.
 
 use anyhow::Result;
 use async_trait::async_trait;

@@ -45,7 +45,7 @@ pub const NAMES: &[(&str, &str)] = &[
     ("lease", "slow attempts, agents that fall silent, move or break off; effects guarded by tokens"),
     ("requests", "the same request id sent again through other nodes and after faults"),
     ("search", "acknowledged points are found, deleted ones are not, over 1 and over 8 shards"),
-    ("membership", "registers, the queue and searches, made for the membership nemesis"),
+    ("membership", "registers, the queue and searches, made for join, leave and replace"),
     ("mixed", "all of them at once"),
 ];
 

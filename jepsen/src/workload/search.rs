@@ -2,6 +2,10 @@
 //! vector, and one whose deletion was acknowledged is not.
 //!
 //! A point is written once and deleted at most once; its vector is random, so that it is its own nearest neighbour.
+//!
+//! There is no call that lists a collection, and a search has a most number of hits. So the points are in clouds, each of fewer
+//! than that many and far from all others: an exact search for the middle of a cloud finds all of it, and whatever else is
+//! there where it should not be. In the end the clouds are searched one after the other, which lists the collection.
 
 use std::collections::VecDeque;
 
@@ -24,11 +28,21 @@ const DIMENSION: u32 = 8;
 const PROCESSES: usize = 6;
 /// Points that live at once; beyond it the oldest is deleted. Far below where a graph stands in for comparing all.
 const LIVE: usize = 3_000;
-/// Points that the final searches ask for at most.
-const FINAL: usize = 1_500;
+/// Points that the final searches for single points ask for at most, and the share of them that are deleted ones. All others
+/// are looked for in the listing.
+const FINAL: usize = 600;
 /// How often a final search is tried.
 const FINAL_TRIES: u32 = 5;
 const HITS: u32 = 3;
+/// The numbers of the points of a cloud: each of the two collections has half of it.
+const CLOUD: u64 = 1_000;
+/// Clouds stand this far apart, so many of them in a row, and so many rows deep. A point is at most sqrt([`DIMENSION`]) from
+/// the middle of its own cloud, and its numbers stay so small that their squares are told apart by 32 bits.
+const APART: f32 = 8.0;
+const ROW: u64 = 8;
+const DEPTH: u32 = 4;
+/// Hits of the search that lists a cloud: as many as there can be.
+const LISTED: u32 = 1_000;
 
 /// The search load.
 pub(super) struct Freshness {
@@ -139,10 +153,43 @@ fn point_id(point: u64) -> String {
     format!("p{point}")
 }
 
+/// The number in an id; that of no point if it is not one of ours.
+fn point_of(id: &str) -> u64 {
+    let number = id.strip_prefix('p').and_then(|number| number.parse().ok());
+    number.filter(|number| point_id(*number) == id).unwrap_or(u64::MAX)
+}
+
 /// The vector of a point, always the same.
 fn vector_of(point: u64) -> Vec<f32> {
     let mut random = StdRng::seed_from_u64(point);
-    (0..DIMENSION).map(|_| random.random_range(-1.0..1.0)).collect()
+    middle_of(point / CLOUD).into_iter().map(|middle| middle + random.random_range(-1.0..1.0)).collect()
+}
+
+/// The middle of a cloud.
+fn middle_of(cloud: u64) -> Vec<f32> {
+    let digit = |place: u32| if place < DEPTH { cloud / ROW.pow(place) % ROW } else { 0 };
+    (0..DIMENSION).map(|place| digit(place) as f32 * APART).collect()
+}
+
+/// Lists the points of one cloud that one collection has; whether there was a whole answer.
+async fn list(process: &mut Process, rest: u64, cloud: u64) -> bool {
+    let (from, to) = (cloud * CLOUD, (cloud + 1) * CLOUD);
+    let search = Search::new(collection_of(rest), middle_of(cloud), LISTED).exact();
+    process.begin(&Operation::List { from, to, rest, points: None, missing: 0 });
+    let mut whole = false;
+    let end = match process.client.search(&search).await {
+        Err(error) => End::of_read(&error),
+        Ok(response) => {
+            // Beyond the cloud are the nearest ones of others, which are listed with those.
+            let is_here = |point: &u64| (from..to).contains(point) || *point == u64::MAX;
+            let points = response.hits.iter().map(|hit| point_of(&hit.id)).filter(is_here).collect();
+            let missing = u32::try_from(response.degraded_shards.len()).unwrap_or(u32::MAX);
+            whole = missing == 0;
+            End::Ok(Operation::List { from, to, rest, points: Some(points), missing })
+        }
+    };
+    process.end(end);
+    whole
 }
 
 #[async_trait]
@@ -163,27 +210,36 @@ impl Workload for Freshness {
         Ok(())
     }
 
-    /// Searches for every point that should be there, and for the last ones that should not.
+    /// Lists all that is there, and searches for the last points that should be there and that should not.
     async fn finish(&self, ctx: &WorkContext) -> Result<()> {
+        let clouds = ctx.value() / CLOUD + 1;
+        let listings: Vec<(u64, u64)> = (0..clouds).flat_map(|cloud| [(0, cloud), (1, cloud)]).collect();
+        at_last(ctx, &listings, async |process, (rest, cloud)| list(process, *rest, *cloud).await).await;
         let points: Vec<u64> = {
             let points = self.points.lock();
             points.live.iter().rev().take(FINAL).chain(points.deleted.iter().rev().take(FINAL / 3)).copied().collect()
         };
-        let readers = ctx.clients.processes();
-        let share = points.len().div_ceil(readers).max(1);
-        let read = points.chunks(share).enumerate().map(|(reader, part)| async move {
-            let mut process = Process::new(ctx, reader);
-            for point in part {
-                for _ in 0..FINAL_TRIES {
-                    if search(&mut process, *point).await {
-                        break;
-                    }
-                }
-            }
-        });
-        audit::together(read).await;
+        at_last(ctx, &points, async |process, point| search(process, *point).await).await;
         Ok(())
     }
+}
+
+/// Asks for each of some things through all clients, each until it has a whole answer.
+async fn at_last<T>(ctx: &WorkContext, things: &[T], ask: impl AsyncFn(&mut Process, &T) -> bool) {
+    let readers = ctx.clients.processes();
+    let share = things.len().div_ceil(readers).max(1);
+    let ask = &ask;
+    let read = things.chunks(share).enumerate().map(|(reader, part)| async move {
+        let mut process = Process::new(ctx, reader);
+        for thing in part {
+            for _ in 0..FINAL_TRIES {
+                if ask(&mut process, thing).await {
+                    break;
+                }
+            }
+        }
+    });
+    audit::together(read).await;
 }
 
 #[cfg(test)]
@@ -196,5 +252,22 @@ mod tests {
         assert_ne!(vector_of(3), vector_of(5));
         assert_eq!(vector_of(3).len(), DIMENSION as usize);
         assert_ne!(collection_of(1), collection_of(2));
+        assert_eq!((point_of("p17"), point_of("q17"), point_of("p017")), (17, u64::MAX, u64::MAX));
+    }
+
+    #[test]
+    fn a_cloud_is_nearer_to_its_middle_than_everything_else() {
+        let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>();
+        let clouds = ROW.pow(DEPTH);
+        for cloud in [0, 1, ROW, clouds / 2, clouds - 1] {
+            let middle = middle_of(cloud);
+            let own = (cloud * CLOUD..(cloud + 1) * CLOUD).map(|point| distance(&vector_of(point), &middle));
+            let farthest = own.fold(0.0, f32::max);
+            let others = (0..clouds).filter(|other| *other != cloud).map(|other| distance(&middle_of(other), &middle));
+            // A point may be a whole sqrt(DIMENSION) nearer than the middle of its cloud, in the row of the middle just 1.
+            let nearest = others.fold(f32::INFINITY, f32::min).sqrt() - (DIMENSION as f32).sqrt();
+            assert!(farthest.sqrt() < nearest, "cloud {cloud}: {farthest}, {nearest}");
+        }
+        assert!(CLOUD / COLLECTIONS.len() as u64 <= u64::from(LISTED), "one search finds all of a cloud");
     }
 }

@@ -1,7 +1,7 @@
 use super::{passes, script::Script, sees, voids};
 use crate::{
     check::hashes,
-    event::{Injection, Operation},
+    event::{Change, Injection, Operation},
 };
 
 fn hash(group: u32, node: usize, position: u64, hash: u64) -> Operation {
@@ -41,7 +41,7 @@ fn what_a_node_told_before_it_left_does_not_count_at_the_end() {
     let script = Script::new()
         .instant(0, 1, hash(3, 2, 4, 1))
         .fault(2, 3, Injection::Installed, "")
-        .ok(0, 4, 5, Operation::Membership { what: "leave".into(), node: 2 })
+        .ok(0, 4, 5, Operation::Membership { what: Change::Leave, node: 2, id: "c".into() })
         .instant(0, 6, hash(3, 0, 10, 1))
         .instant(0, 7, hash(3, 1, 10, 1));
     passes(&hashes(&script.build()));

@@ -6,8 +6,10 @@ mod finals;
 mod freshness;
 mod hashes;
 mod leases;
+mod members;
 mod queue;
 mod script;
+mod set;
 
 use super::{Outcome, all, recorded, run};
 use crate::{
@@ -63,7 +65,9 @@ fn run_of_registers() -> Script {
         floor: 5.0,
         planted: None,
     };
-    let mut script = Script::new().note(Note::Asked(asked)).reached(Stage::Load, 1).by(Part::Register);
+    let members = Operation::Members { node: 0, ids: Some(vec!["a".into(), "b".into()]) };
+    let script = Script::new().note(Note::Asked(asked)).ok(6, 0, 0, members.clone());
+    let mut script = script.reached(Stage::Load, 1).by(Part::Register);
     for n in 0..10 {
         let at = n * 100_000 + 2;
         let read = Operation::Read { key: 1, value: Some(Some(n)) };
@@ -77,6 +81,7 @@ fn run_of_registers() -> Script {
         .ok(0, 1_000_002, 1_000_003, Operation::Read { key: 1, value: Some(Some(9)) })
         .instant(5, 1_000_010, Operation::Hash { group: 0, node: 0, at: Some((9, 9)) })
         .instant(5, 1_000_011, Operation::Hash { group: 0, node: 1, at: Some((9, 9)) })
+        .ok(6, 1_000_012, 1_000_013, members)
 }
 
 #[test]
@@ -91,6 +96,9 @@ fn a_history_says_by_itself_what_its_run_comes_to() {
     let mut unheard = run_of_registers().build();
     unheard.events.retain(|event| !matches!(event.operation, Operation::Hash { .. }));
     voids(&recorded(&unheard), "the states of no group were compared");
+    let mut unnamed = run_of_registers().build();
+    unnamed.events.retain(|event| !matches!(event.operation, Operation::Members { .. }));
+    voids(&recorded(&unnamed), "nobody said who the members are");
 }
 
 #[test]

@@ -93,6 +93,8 @@ fn asked(operation: &Operation) -> Operation {
         Operation::Read { value, .. } => *value = None,
         Operation::Enqueue { task, .. } | Operation::Repeat { task, .. } => *task = None,
         Operation::Search { found, missing, .. } => (*found, *missing) = (None, 0),
+        Operation::List { points, missing, .. } => (*points, *missing) = (None, 0),
+        Operation::Members { ids, .. } => *ids = None,
         Operation::Final { state, result, .. } => (*state, *result) = (None, None),
         Operation::Hash { at, .. } => *at = None,
         _ => {}
