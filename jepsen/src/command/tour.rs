@@ -1,4 +1,9 @@
-//! `quorate-jepsen all`.
+//! `quorate-jepsen all`: a tour, workloads and nemeses in rotation.
+//!
+//! A run is a place in one endless list: the place says which nemesis and which workload it has, each from its own ring. The
+//! rings have no common factor, so that every workload meets every nemesis in the end. A tour goes through as many places as
+//! its time allows, and where it begins follows from its seed: the next seed begins where this one ends. In ten minutes that
+//! is a third of the nemeses and every workload twice; in half an hour it is every nemesis.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,39 +15,29 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::piece::Piece;
-use super::{Format, any_seed, exit, table};
+use super::{Format, any_seed, beside, exit, table};
 use crate::check::Outcome;
 use crate::run::RunReport;
+use crate::{nemesis, workload};
 
-/// The pairs of the tour. Each workload is met by what is most likely to break it, and each family of faults is there.
-const PAIRS: [(&str, &[&str]); 14] = [
-    ("register", &["isolate-leader"]),
-    ("register", &["power-cut-all"]),
-    ("queue", &["kill-leader"]),
-    ("lease", &["isolate-leader"]),
-    ("requests", &["restart-loop"]),
-    ("search", &["kill", "one-way"]),
-    ("membership", &["replace"]),
-    ("mixed", &["corruption"]),
-    ("queue", &["halves", "slow-fsync"]),
-    ("lease", &["pause-leader"]),
-    ("register", &["clock-jump"]),
-    ("queue", &["fsync-error"]),
-    ("register", &["bridge", "loss"]),
-    ("mixed", &["chaos", "disk-full"]),
-];
+/// Not on the tour: nothing breaks, or nobody above the kernel can see that it did.
+const LEFT_OUT: [&str; 2] = ["none", "duplicate"];
+/// How long the faults of a run take at least, if there is time for more than one.
+const USUAL_SECONDS: f64 = 24.0;
+/// Of so many runs one has five nodes; of fewer the last one.
+const ONE_OF_FIVE_NODES: u64 = 5;
 /// What a run needs beside its faults: forming the cluster, final reads, checking.
 const OVERHEAD_SECONDS: f64 = 18.0;
 /// The shortest run that shows anything.
 const LEAST_SECONDS: f64 = 10.0;
 
-/// A tour over pairs of workloads and nemeses.
+/// A tour over workloads and nemeses.
 #[derive(Debug, Args)]
 pub(super) struct Tour {
     /// How long the whole tour takes, in seconds.
     #[arg(long, default_value_t = 600.0)]
     time_limit: f64,
-    /// The seed of the first run; each further one has the next.
+    /// Where the tour begins, and what everything random in it follows from. The next seed goes on where this one ends.
     #[arg(long)]
     seed: Option<u64>,
     /// Runs at once.
@@ -56,15 +51,26 @@ pub(super) struct Tour {
     output: Format,
 }
 
+/// A run of a tour.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stop {
+    workload: &'static str,
+    nemesis: String,
+    nodes: usize,
+}
+
 impl Tour {
     pub(super) async fn execute(self, interrupted: CancellationToken) -> Result<ExitCode> {
         let seed = self.seed.unwrap_or_else(any_seed);
         let jobs = self.jobs.max(1);
-        let seconds = seconds_each(self.time_limit, jobs);
-        let runs = PAIRS.iter().enumerate().map(|(ordinal, (workload, nemeses))| {
+        let (count, seconds) = divided(self.time_limit, jobs);
+        let stops = stops(seed, count, &nemeses(beside("quorate-planted")?.is_file()));
+        let runs = stops.iter().zip(0..).map(|(stop, ordinal)| {
+            let seed = seed.wrapping_mul(count).wrapping_add(ordinal);
             let piece = Piece {
                 binary: self.binary.clone(),
-                ..Piece::new(workload, nemeses, seconds, seed.wrapping_add(ordinal as u64))
+                nodes: stop.nodes,
+                ..Piece::new(stop.workload, &[&stop.nemesis], seconds, seed)
             };
             let interrupted = interrupted.clone();
             async move {
@@ -88,21 +94,60 @@ impl Tour {
             println!("{}", json!({"valid": outcome.to_string(), "seed": seed, "runs": reports, "errors": errors}));
             return Ok(());
         }
-        let mut rows = vec![Vec::from(["workload", "nemesis", "operations", "faults", "verdict"].map(str::to_owned))];
+        let mut rows =
+            vec![Vec::from(["workload", "nemesis", "nodes", "operations", "faults", "verdict"].map(str::to_owned))];
         for (piece, report) in runs {
             let (operations, faults, words) = match report {
                 Ok(report) => (report.operations.to_string(), report.installed().to_string(), report.words()),
                 Err(error) => (String::new(), String::new(), format!("void: {error:#}")),
             };
-            rows.push(vec![piece.workload.clone(), piece.nemeses.join(","), operations, faults, words]);
+            let (nemeses, nodes) = (piece.nemeses.join(","), piece.nodes.to_string());
+            rows.push(vec![piece.workload.clone(), nemeses, nodes, operations, faults, words]);
         }
         table(&rows);
         Ok(())
     }
 }
 
-fn seconds_each(whole: f64, jobs: usize) -> f64 {
-    (whole * jobs as f64 / PAIRS.len() as f64 - OVERHEAD_SECONDS).max(LEAST_SECONDS)
+/// How many runs there are, and for how many seconds each of them is attacked.
+fn divided(whole: f64, jobs: usize) -> (u64, f64) {
+    let whole = whole.max(0.0) * jobs as f64;
+    let count = (whole / (USUAL_SECONDS + OVERHEAD_SECONDS)).floor().max(1.0);
+    (count as u64, (whole / count - OVERHEAD_SECONDS).max(LEAST_SECONDS))
+}
+
+/// The nemeses of the tour, with the argument that one needs left open.
+fn nemeses(has_failpoints: bool) -> Vec<&'static str> {
+    let goes = |(name, _, needs): &&(&'static str, &str, nemesis::Needs)| {
+        !LEFT_OUT.contains(name) && (has_failpoints || !needs.failpoints)
+    };
+    nemesis::NAMES.iter().filter(goes).map(|(name, ..)| *name).collect()
+}
+
+/// The runs of a tour.
+fn stops(seed: u64, count: u64, nemeses: &[&'static str]) -> Vec<Stop> {
+    let workloads: Vec<&str> = workload::NAMES.iter().map(|(name, _)| *name).collect();
+    let first = seed.wrapping_mul(count);
+    let stop = |ordinal: u64| {
+        let place = first.wrapping_add(ordinal);
+        let is_last_of_few = count < ONE_OF_FIVE_NODES && ordinal + 1 == count;
+        let is_large = ordinal % ONE_OF_FIVE_NODES == ONE_OF_FIVE_NODES - 1 || is_last_of_few;
+        Stop {
+            workload: at(&workloads, place),
+            nemesis: with_argument(at(nemeses, place), place),
+            nodes: if is_large { 5 } else { 3 },
+        }
+    };
+    (0..count).map(stop).collect()
+}
+
+fn at<T: Copy>(ring: &[T], place: u64) -> T {
+    ring[(place % ring.len() as u64) as usize]
+}
+
+/// `links` needs a subset to cut. The first one is empty.
+fn with_argument(name: &str, place: u64) -> String {
+    if name == "links" { format!("links:{}", 1 + place % 63) } else { name.to_owned() }
 }
 
 /// A run in a line.
@@ -128,22 +173,53 @@ fn worst(outcomes: impl Iterator<Item = Outcome>) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{nemesis, workload};
 
     #[test]
-    fn the_pairs_exist() {
-        for (name, nemeses) in PAIRS {
-            assert!(workload::by_name(name).is_some(), "{name}");
-            assert!(nemeses.iter().all(|nemesis| nemesis::by_name(nemesis, 1).is_some()), "{nemeses:?}");
+    fn what_is_on_the_tour_exists() {
+        let nemeses = nemeses(true);
+        for stop in stops(0, 60, &nemeses) {
+            assert!(workload::by_name(stop.workload).is_some(), "{stop:?}");
+            let needs = nemesis::needs(&stop.nemesis).expect("a nemesis");
+            assert!(nemesis::by_name(&stop.nemesis, 1).is_some() && needs.nodes <= stop.nodes, "{stop:?}");
         }
-        assert!(workload::NAMES.iter().all(|(name, _)| PAIRS.iter().any(|(paired, _)| paired == name)));
+        assert!(nemeses.contains(&"failpoint") && !super::nemeses(false).contains(&"failpoint"));
+    }
+
+    #[test]
+    fn the_next_seed_goes_on_until_every_workload_has_met_every_nemesis() {
+        let nemeses = nemeses(true);
+        let all = nemeses.len() * workload::NAMES.len();
+        let (count, _) = divided(600.0, 1);
+        let tours = (all as u64).div_ceil(count);
+        let met = |tours: u64| -> std::collections::BTreeSet<(String, &str)> {
+            let stops = (1..=tours).flat_map(|seed| stops(seed, count, &nemeses));
+            stops.map(|stop| (stop.nemesis.split(':').next().unwrap_or_default().to_owned(), stop.workload)).collect()
+        };
+        assert_eq!(met(tours).len(), all, "the rings have no common factor");
+        let third: std::collections::BTreeSet<_> = met(3).into_iter().map(|(nemesis, _)| nemesis).collect();
+        assert_eq!(third.len(), nemeses.len(), "half an hour has every nemesis");
+    }
+
+    #[test]
+    fn every_tour_has_five_nodes_once() {
+        for count in [1, 2, 7, 14, 40] {
+            let stops = stops(3, count, &nemeses(true));
+            assert_eq!(stops.len() as u64, count);
+            assert!(stops.iter().any(|stop| stop.nodes == 5), "{count}");
+            assert!(count < 3 || stops.iter().filter(|stop| stop.nodes == 3).count() as u64 > count / 2);
+        }
     }
 
     #[test]
     fn the_tour_fits_its_time() {
-        let whole = PAIRS.len() as f64 * (seconds_each(600.0, 1) + OVERHEAD_SECONDS);
-        assert!((599.0..=601.0).contains(&whole), "{whole}");
-        assert!(seconds_each(1.0, 1) >= LEAST_SECONDS);
+        for (whole, jobs) in [(600.0, 1), (600.0, 2), (1_800.0, 1), (100.0, 1)] {
+            let (count, seconds) = divided(whole, jobs);
+            let took = count as f64 * (seconds + OVERHEAD_SECONDS) / jobs as f64;
+            assert!((whole - 1.0..=whole + 1.0).contains(&took), "{whole}: {took}");
+            assert!(seconds >= USUAL_SECONDS);
+        }
+        assert_eq!(divided(1.0, 1), (1, LEAST_SECONDS));
+        assert_eq!(divided(600.0, 1).0, 14);
     }
 
     #[test]
