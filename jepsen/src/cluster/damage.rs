@@ -1,6 +1,7 @@
-//! Damage to the files of a node that does not run: bits flipped, blocks zeroed, files cut short or deleted.
+//! Damage to the files of a node: bits flipped, blocks zeroed, files cut short or deleted.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::Cluster;
+use super::living::{self, Living};
 
 /// The classes of files that can be damaged, and what they hold.
 pub const CLASSES: &[(&str, &str)] = &[
@@ -31,8 +33,10 @@ pub const CLASSES: &[(&str, &str)] = &[
     ("index", "files of a vector index"),
 ];
 
-/// Classes that are damaged only if they are asked for: a node need not notice at once, or must not start.
-const NAMED_ONLY: [&str; 3] = ["identities", "checkpoint", "index"];
+/// Damaged only if it is asked for: the node must not start.
+const NAMED_ONLY: &str = "identities";
+/// What a scrub reads back while the node runs, and nobody writes anew meanwhile.
+const SCRUBBED: [&str; 4] = ["log-sst", "state-sst", "state-manifest", "state-current"];
 /// The copies of a node's identity.
 const IDENTITIES: [&str; 2] = ["identity.json", "identity-copy.json"];
 /// A checkpoint that outlives its process has a file of this ending beside it.
@@ -41,6 +45,8 @@ const MARKER: &str = "confirmed";
 const BLOCK: usize = 4096;
 /// Under which names a node counts the replicas that it took out of service, and those that are in their place.
 const COUNTERS: [&str; 2] = ["quorate_replicas_quarantined_total", "quorate_replicas_healed_total"];
+/// And how often its scrub has read all logs, and all states.
+const PASSES: [&str; 2] = ["quorate_scrub_passes_total{part=\"log\"}", "quorate_scrub_passes_total{part=\"state\"}"];
 /// How long a node may take to tell its metrics.
 const ASK: Duration = Duration::from_secs(3);
 
@@ -55,11 +61,23 @@ pub struct Damage {
     pub path: PathBuf,
     /// Offsets and lengths, for people.
     pub detail: String,
-    /// Something is gone that the node had in use, so it must say at its next start that it is: silence would be
-    /// chance.
-    pub must_be_noticed: bool,
+    /// When the node must say that it has noticed.
+    pub notice: Notice,
+    /// The records of the log that were hurt, with their groups.
+    records: Vec<(u32, u64)>,
     /// What a table was before: nobody else writes to one, so the damage can be taken back.
     before: Option<Table>,
+}
+
+/// When a node must have noticed damage. Silence after that is no chance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// When it has started: it had in use what was hurt, and reads it then.
+    AtStart,
+    /// When its scrub has read everything.
+    AtScrub,
+    /// Perhaps never: nothing that it needs may lie there.
+    Perhaps,
 }
 
 /// A table as it was.
@@ -83,6 +101,8 @@ enum Means {
     InPlace,
     /// The bytes belong to another class; the name does not.
     Delete,
+    /// A folder, deleted with all that is in it.
+    Whole,
     /// All copies of the identity, cut in half.
     Identities,
 }
@@ -92,8 +112,9 @@ type Target = (&'static str, PathBuf, Means);
 impl Damage {
     /// A file of a class that was deleted.
     #[cfg(test)]
-    pub fn example(class: &'static str, must_be_noticed: bool) -> Damage {
-        Damage { class, how: "delete", path: class.into(), detail: String::new(), must_be_noticed, before: None }
+    pub fn example(class: &'static str, notice: Notice) -> Damage {
+        let (path, detail) = (class.into(), String::new());
+        Damage { class, how: "delete", path, detail, notice, records: Vec::new(), before: None }
     }
 
     /// Whether it is damage to the bytes of a table, which stays until somebody reads them.
@@ -107,11 +128,27 @@ impl Cluster {
     /// What was done was seen in the file afterwards.
     pub fn damage(&self, node: usize, class: Option<&str>, dice: &mut StdRng) -> Result<Option<Damage>> {
         ensure!(!self.is_running(node), "files are damaged while the node is down");
-        let damage = damage(&self.data_dir(node), class, dice)?;
+        let is_wanted = |found: &str| class.map_or(found != NAMED_ONLY, |class| class == found);
+        let damage = damage(&self.data_dir(node), is_wanted, dice)?;
         if damage.is_some() {
             self.note_damage(node);
         }
         Ok(damage)
+    }
+
+    /// Damages one file of a node that runs, of those that its scrub reads back. `None`: it has no such file, or has just
+    /// removed the one that was drawn.
+    pub fn damage_running(&self, node: usize, dice: &mut StdRng) -> Result<Option<Damage>> {
+        // It may end over it at once.
+        self.note_damage(node);
+        match damage(&self.data_dir(node), |found| SCRUBBED.contains(&found), dice) {
+            Err(error) if is_gone(&error) => Ok(None),
+            // All of it is read by the scrub, and nothing by a start.
+            done => Ok(done?.map(|damage| match damage.notice {
+                Notice::Perhaps => damage,
+                Notice::AtStart | Notice::AtScrub => Damage { notice: Notice::AtScrub, ..damage },
+            })),
+        }
     }
 
     /// Deletes the log database of a node that does not run: it forgets what it has acknowledged and for whom it voted,
@@ -141,13 +178,44 @@ impl Cluster {
         })
     }
 
+    /// Why nothing that is needed can be left of damage that a scrub has passed over in silence; `None` if there is no
+    /// such reason.
+    pub fn is_void(&self, node: usize, damage: &Damage) -> Option<&'static str> {
+        let data = self.data_dir(node);
+        let floors = std::fs::read(data.join("floor")).map(|bytes| living::floors(&bytes)).unwrap_or_default();
+        // A state's table may have been damaged by the name that a checkpoint has for it.
+        let mut files = Vec::new();
+        let top = if damage.class == "state-sst" { Path::new("state") } else { damage.path.as_path() };
+        let listed = top.components().next().map(|top| collect(&data, &data.join(top), &mut files));
+        let is_there = listed.is_some_and(|listed| listed.is_ok())
+            && files.iter().any(|(path, inode)| match &damage.before {
+                Some(before) => *inode == before.inode,
+                // One that was emptied is not listed, and is there.
+                None => *path == damage.path,
+            });
+        match (is_there, damage.class) {
+            (false, _) => Some("the file is gone since"),
+            (true, "log-sst") if living::are_purged(&damage.records, &floors) => Some("the records are purged since"),
+            _ => None,
+        }
+    }
+
     /// How many replicas a node has taken out of service since it was started, and how many others are in their place,
     /// as its metrics say.
     pub async fn replicas_counted(&self, node: usize) -> Result<(u64, u64)> {
+        self.counters(node, COUNTERS).await
+    }
+
+    /// How often the scrub of a node has read all logs since it was started, and all states.
+    pub async fn scrub_passes(&self, node: usize) -> Result<(u64, u64)> {
+        self.counters(node, PASSES).await
+    }
+
+    async fn counters(&self, node: usize, names: [&str; 2]) -> Result<(u64, u64)> {
         let exposed =
             tokio::time::timeout(ASK, get(&self.http(node), "/metrics")).await.context("it does not answer")??;
         let counted = |name: &str| counter(&exposed, name).with_context(|| format!("its metrics have no {name}"));
-        Ok((counted(COUNTERS[0])?, counted(COUNTERS[1])?))
+        Ok((counted(names[0])?, counted(names[1])?))
     }
 
     fn note_damage(&self, node: usize) {
@@ -183,41 +251,93 @@ fn counter(exposed: &str, name: &str) -> Option<u64> {
     exposed.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
-fn damage(data: &Path, class: Option<&str>, dice: &mut StdRng) -> Result<Option<Damage>> {
-    let wanted = |found: &str| class.map_or(!NAMED_ONLY.contains(&found), |class| class == found);
-    let found: Vec<Target> = targets(data)?.into_iter().filter(|(class, ..)| wanted(class)).collect();
+/// Whether a file was not there.
+fn is_gone(error: &anyhow::Error) -> bool {
+    let kinds = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
+    kinds.into_iter().any(|kind| kind == std::io::ErrorKind::NotFound)
+}
+
+fn damage(data: &Path, is_wanted: impl Fn(&str) -> bool, dice: &mut StdRng) -> Result<Option<Damage>> {
+    let found: Vec<Target> = targets(data)?.into_iter().filter(|(class, ..)| is_wanted(class)).collect();
     // The class first: there are more tables than identities.
     let classes: BTreeSet<&'static str> = found.iter().map(|(class, ..)| *class).collect();
     let classes: Vec<_> = classes.into_iter().collect();
     let Some(class) = classes.choose(dice).copied() else { return Ok(None) };
     let of_class: Vec<_> = found.into_iter().filter(|(of, ..)| *of == class).collect();
     let (_, path, means) = of_class.choose(dice).context("a class that was found has a file")?.clone();
-    if means == Means::Identities {
-        return Ok(Some(halve_identities(data)?));
+    let full = data.join(&path);
+    match means {
+        Means::Identities => return Ok(Some(halve_identities(data)?)),
+        Means::Whole => {
+            fs_err::remove_dir_all(&full)?;
+            let (detail, notice) = ("the whole folder".into(), Notice::AtStart);
+            return Ok(Some(Damage { class, how: "delete", path, detail, notice, records: Vec::new(), before: None }));
+        }
+        Means::Any | Means::InPlace | Means::Delete => {}
     }
-    let (before, needed) = (table(&data.join(&path))?, is_needed(data, class, &path)?);
-    let (how, detail) = break_it(&data.join(&path), class, means, dice)?;
-    let before = before.filter(|_| how != "delete");
-    Ok(Some(Damage { class, how, path, detail, must_be_noticed: needed && how == "delete", before }))
+    let (bytes, table) = (fs_err::read(&full)?, table(&full)?);
+    let living = living(data, class, &path, &bytes)?;
+    let (how, detail) = break_it(&full, &bytes, &living, draw_means(class, &path, means, dice), dice)?;
+    let after = if how == "delete" { Vec::new() } else { fs_err::read(&full)? };
+    let (notice, records) = due(class, how, &living, &bytes, &after);
+    let before = table.filter(|_| how != "delete");
+    Ok(Some(Damage { class, how, path, detail, notice, records, before }))
 }
 
-/// Whether a node cannot start without seeing that a file is gone. Not so of what may have been superseded before it
-/// was removed: tables that were compacted, an older manifest, a write-ahead log before the newest one.
-fn is_needed(data: &Path, class: &str, path: &Path) -> Result<bool> {
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    Ok(match class {
-        "state" | "identity" | "log-current" => true,
-        "log-manifest" => std::fs::read(data.join("log/CURRENT"))
-            .is_ok_and(|current| String::from_utf8_lossy(&current).trim_end() == name),
-        "wal" => {
-            let mut files = Vec::new();
-            collect(data, &data.join("log"), &mut files)?;
-            // Their numbers have leading zeros.
-            files.into_iter().map(|(path, _)| path).filter(|path| classify(path) == Some("wal")).max().as_deref()
-                == Some(path)
+/// When a node must notice what was done to a file of a class, and which records of the log were hurt.
+fn due(class: &str, how: &str, living: &[Living], before: &[u8], after: &[u8]) -> (Notice, Vec<(u32, u64)>) {
+    match (class, living::hurt(living, before, after)) {
+        // A table of which nothing knows may have been superseded already.
+        ("state-sst", _) if how == "delete" => (Notice::Perhaps, Vec::new()),
+        // Without its end it is none.
+        ("state-sst", _) if how == "truncate" => (Notice::AtScrub, Vec::new()),
+        ("state-sst", Some(_)) => (Notice::AtScrub, Vec::new()),
+        // A manifest that lost its end is one as it was before: what follows from that is for the floor to say.
+        ("log-manifest" | "state-manifest", _) if how == "truncate" && !after.is_empty() => {
+            (Notice::Perhaps, Vec::new())
         }
-        _ => false,
+        // Numbers in it may be written in either case.
+        ("identity", _) if before.eq_ignore_ascii_case(after) => (Notice::Perhaps, Vec::new()),
+        (_, Some(records)) => (Notice::AtStart, records),
+        (_, None) => (Notice::Perhaps, Vec::new()),
+    }
+}
+
+/// The parts of a file that its node must miss.
+fn living(data: &Path, class: &str, path: &Path, bytes: &[u8]) -> Result<Vec<Living>> {
+    let whole = || vec![Living::from(0..bytes.len())];
+    Ok(match class {
+        "identity" | "log-current" | "index" => whole(),
+        "floor" => living::of_floor(bytes),
+        "log-manifest" | "state-manifest" if is_current(data, path) => living::of_manifest(bytes),
+        "state-current" | "state-sst" if !is_in_use(data, path) => Vec::new(),
+        "state-current" => whole(),
+        "state-sst" => living::of_table(bytes),
+        "wal" | "log-sst" => {
+            let floors = living::floors(&fs_err::read(data.join("floor")).unwrap_or_default());
+            living::of_log(data, &floors)?.remove(path).unwrap_or_default()
+        }
+        // Of a checkpoint the tables are read when it is sent for the first time.
+        _ => Vec::new(),
     })
+}
+
+/// Whether a manifest is the one that its database names, and the database is in use.
+fn is_current(data: &Path, path: &Path) -> bool {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let current = std::fs::read(data.join(path).with_file_name("CURRENT")).unwrap_or_default();
+    is_in_use(data, path) && String::from_utf8_lossy(&current).trim_end() == name
+}
+
+/// Whether a file is of the newest database of its group, or of the log.
+fn is_in_use(data: &Path, path: &Path) -> bool {
+    let number = |name: &std::ffi::OsStr| name.to_str()?.strip_prefix("db-")?.parse::<u64>().ok();
+    let Some(own) = path.parent().filter(|own| path.starts_with("state") && own.parent().is_some()) else {
+        return path.starts_with("log") || path.starts_with("checkpoints");
+    };
+    let others = own.parent().and_then(|group| std::fs::read_dir(data.join(group)).ok());
+    let newest = others.into_iter().flatten().flatten().filter_map(|entry| number(&entry.file_name())).max();
+    own.file_name().and_then(number) == newest
 }
 
 /// What can be damaged, in an order that does not depend on the file system.
@@ -239,7 +359,7 @@ fn targets(data: &Path) -> Result<Vec<Target>> {
             None => {}
         }
     }
-    found.extend(whole_states(data)?.into_iter().map(|path| ("state", path, Means::Any)));
+    found.extend(whole_states(data)?.into_iter().map(|path| ("state", path, Means::Whole)));
     if IDENTITIES.iter().all(|name| data.join(name).is_file()) {
         found.push(("identities", IDENTITIES[0].into(), Means::Identities));
     }
@@ -249,9 +369,11 @@ fn targets(data: &Path) -> Result<Vec<Target>> {
 
 /// The files below a folder that are not empty, with their inodes.
 fn collect(root: &Path, folder: &Path, files: &mut Vec<(PathBuf, u64)>) -> Result<()> {
-    for entry in fs_err::read_dir(folder)? {
+    // A node that runs may have removed what was listed.
+    let Ok(entries) = fs_err::read_dir(folder) else { return Ok(()) };
+    for entry in entries {
         let entry = entry?;
-        let about = entry.metadata()?;
+        let Ok(about) = entry.metadata() else { continue };
         if about.is_dir() {
             collect(root, &entry.path(), files)?;
         } else if about.len() > 0 {
@@ -284,6 +406,8 @@ fn classify(path: &Path) -> Option<&'static str> {
         "state" if name.starts_with("MANIFEST") => Some("state-manifest"),
         "state" if name == "CURRENT" => Some("state-current"),
         "checkpoints" if is("sst") || name.starts_with("MANIFEST") || name == "CURRENT" => Some("checkpoint"),
+        // What was being built goes at the next start, damaged or not.
+        "index" if path.components().any(|part| part.as_os_str().to_string_lossy().starts_with("tmp-")) => None,
         "index" => Some("index"),
         "floor" => Some("floor"),
         _ if IDENTITIES.contains(&top) => Some("identity"),
@@ -308,24 +432,33 @@ fn is_confirmed(data: &Path, path: &Path) -> bool {
     checkpoint_of(path).is_some_and(|checkpoint| data.join(checkpoint).with_extension(MARKER).exists())
 }
 
-fn break_it(path: &Path, class: &str, means: Means, dice: &mut StdRng) -> Result<(&'static str, String)> {
-    if path.is_dir() {
-        fs_err::remove_dir_all(path)?;
-        return Ok(("delete", "the whole folder".into()));
-    }
-    let before = fs_err::read(path)?;
-    let draw = match means {
+/// What is done to a file: 0 to 4 flips, 5 and 6 cut, 7 and 8 zero, 9 deletes.
+fn draw_means(class: &str, path: &Path, means: Means, dice: &mut StdRng) -> u32 {
+    match means {
         Means::InPlace => dice.random_range(0..9),
         Means::Delete => 9,
-        Means::Any | Means::Identities => dice.random_range(0..10),
-    };
+        // A start looks at the length of a table and no further.
+        _ if class == "checkpoint" && path.extension().is_some_and(|ending| ending == "sst") => {
+            *[5, 9].choose(dice).expect("a choice of something")
+        }
+        Means::Any | Means::Whole | Means::Identities => dice.random_range(0..10),
+    }
+}
+
+fn break_it(
+    path: &Path,
+    before: &[u8],
+    living: &[Living],
+    draw: u32,
+    dice: &mut StdRng,
+) -> Result<(&'static str, String)> {
     if draw == 9 {
         fs_err::remove_file(path)?;
         ensure!(!path.exists(), "{} was deleted and is still there", path.display());
         return Ok(("delete", format!("{} bytes", before.len())));
     }
-    let places = Places::of(&before, class);
-    let mut bytes = before.clone();
+    let places = Places::of(before.len(), living, dice);
+    let mut bytes = before.to_vec();
     let (how, detail) = match draw {
         0..5 => ("flip", flip(&mut bytes, &places, dice)),
         5..7 => {
@@ -347,24 +480,34 @@ fn break_it(path: &Path, class: &str, means: Means, dice: &mut StdRng) -> Result
     Ok((how, detail))
 }
 
-/// Where the bytes of a file are hurt: anywhere, but for the floor, of which most is padding that nobody reads.
+/// Where the bytes of a file are hurt: where something lives, but for one time in ten, which may hit anything.
 struct Places {
-    length: usize,
-    written: Vec<usize>,
+    ranges: Vec<Range<usize>>,
 }
 
 impl Places {
-    fn of(bytes: &[u8], class: &str) -> Places {
-        let is_written = |place: &usize| class == "floor" && bytes[*place] != 0;
-        Places { length: bytes.len(), written: (0..bytes.len()).filter(is_written).collect() }
+    fn of(length: usize, living: &[Living], dice: &mut StdRng) -> Places {
+        let ranges: Vec<Range<usize>> = living.iter().map(|living| living.at.clone()).collect();
+        let anywhere = ranges.is_empty() || dice.random_ratio(1, 10);
+        Places { ranges: if anywhere { vec![Range { start: 0, end: length }] } else { ranges } }
     }
 
     /// So many different ones, or as many as there are, in their order; one at least.
     fn draw(&self, count: usize, dice: &mut StdRng) -> Vec<usize> {
-        let among = if self.written.is_empty() { self.length } else { self.written.len() };
-        let mut drawn = rand::seq::index::sample(dice, among, count.min(among)).into_vec();
-        drawn.sort_unstable();
-        drawn.into_iter().map(|at| self.written.get(at).copied().unwrap_or(at)).collect()
+        let among = self.ranges.iter().map(ExactSizeIterator::len).sum();
+        let drawn = rand::seq::index::sample(dice, among, count.min(among)).into_vec();
+        let place = |mut at: usize| {
+            for range in &self.ranges {
+                match at.checked_sub(range.len()) {
+                    Some(left) => at = left,
+                    None => return range.start + at,
+                }
+            }
+            at
+        };
+        // Two parts of a file may lie over each other where one only looked like a record.
+        let places: BTreeSet<usize> = drawn.into_iter().map(place).collect();
+        places.into_iter().collect()
     }
 }
 
@@ -395,7 +538,8 @@ fn halve_identities(data: &Path) -> Result<Damage> {
         overwrite(&path, &bytes[..bytes.len() / 2])?;
     }
     let (path, detail) = (IDENTITIES[0].into(), format!("half of {}", IDENTITIES.join(" and of ")));
-    Ok(Damage { class: "identities", how: "truncate", path, detail, must_be_noticed: false, before: None })
+    let (class, how, notice) = ("identities", "truncate", Notice::Perhaps);
+    Ok(Damage { class, how, path, detail, notice, records: Vec::new(), before: None })
 }
 
 /// A table of a database, as it is now.
@@ -462,6 +606,14 @@ mod tests {
         assert!(COUNTERS.iter().all(|name| source.contains(name)), "nodes do not count under these names any more");
     }
 
+    fn any(class: &str) -> bool {
+        class != NAMED_ONLY
+    }
+
+    fn of(wanted: &str) -> impl Fn(&str) -> bool {
+        move |class| class == wanted
+    }
+
     fn write(data: &Path, path: &str, bytes: &[u8]) {
         let path = data.join(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -473,13 +625,12 @@ mod tests {
         let outcome = |seed| {
             let folder = tempfile::tempdir().unwrap();
             write(folder.path(), "log/1.log", &[7; 9000]);
-            write(folder.path(), "floor", &[&[9; 50][..], &[0; 50]].concat());
+            write(folder.path(), "floor", &[9; 50]);
             write(folder.path(), "lock", &[]);
-            let damage = damage(folder.path(), None, &mut StdRng::seed_from_u64(seed)).unwrap().unwrap();
+            let damage = damage(folder.path(), any, &mut StdRng::seed_from_u64(seed)).unwrap().unwrap();
             let log = std::fs::read(folder.path().join("log/1.log")).ok();
             let floor = std::fs::read(folder.path().join("floor")).ok();
-            let floor_is_hurt = floor.as_ref().is_none_or(|floor| floor.len() < 50 || floor[..50] != [9; 50]);
-            let changed = [log != Some(vec![7; 9000]), floor_is_hurt];
+            let changed = [log != Some(vec![7; 9000]), floor != Some(vec![9; 50])];
             assert_eq!(changed.iter().filter(|changed| **changed).count(), 1, "{damage:?}");
             damage
         };
@@ -509,7 +660,7 @@ mod tests {
     fn what_a_checkpoint_shares_with_its_state_is_the_states() {
         let folder = checkpointed();
         let found = targets(folder.path()).unwrap();
-        let of = |class: &str| -> Vec<(String, Means)> {
+        let named = |class: &str| -> Vec<(String, Means)> {
             let of_class = found.iter().filter(|(of, ..)| *of == class);
             of_class.map(|(_, path, means)| (path.display().to_string(), *means)).collect()
         };
@@ -517,51 +668,49 @@ mod tests {
             ("checkpoints/1-05-3/000009.sst".to_owned(), Means::InPlace),
             ("state/group-1/db-1/000009.sst".to_owned(), Means::Any),
         ];
-        assert_eq!(of("state-sst"), state);
+        assert_eq!(named("state-sst"), state);
         let checkpoint = [
             ("checkpoints/1-05-3/000008.sst".to_owned(), Means::Any),
             ("checkpoints/1-05-3/000009.sst".to_owned(), Means::Delete),
             ("checkpoints/1-05-3/CURRENT".to_owned(), Means::Any),
         ];
-        assert_eq!(of("checkpoint"), checkpoint, "nothing of one that nobody confirmed");
+        assert_eq!(named("checkpoint"), checkpoint, "nothing of one that nobody confirmed");
         for seed in 0..60 {
             let folder = checkpointed();
-            let any = damage(folder.path(), None, &mut StdRng::seed_from_u64(seed)).unwrap().unwrap();
-            assert_ne!(any.class, "checkpoint", "only if it is asked for");
-            let folder = checkpointed();
-            damage(folder.path(), Some("checkpoint"), &mut StdRng::seed_from_u64(seed)).unwrap().unwrap();
+            damage(folder.path(), of("checkpoint"), &mut StdRng::seed_from_u64(seed)).unwrap().unwrap();
             let live = std::fs::read(folder.path().join("state/group-1/db-1/000009.sst")).unwrap();
             assert_eq!(live, [7; 900], "damage to a checkpoint of its own leaves the state whole");
         }
     }
 
     #[test]
-    fn what_is_in_use_and_gone_must_be_noticed() {
+    fn what_is_in_use_must_be_noticed_however_it_is_hurt() {
         let folder = tempfile::tempdir().unwrap();
         let data = folder.path();
-        for path in ["log/000004.log", "log/000009.log", "log/000007.sst", "log/MANIFEST-000003", "log/MANIFEST-000008"]
-        {
+        for path in ["log/MANIFEST-000003", "log/MANIFEST-000008", "state/group-1/db-1/CURRENT", "identity.json"] {
             write(data, path, &[7; 90]);
         }
+        write(data, "state/group-1/db-2/CURRENT", &[7; 90]);
         write(data, "log/CURRENT", b"MANIFEST-000008\n");
-        let needed = |class: &str, path: &str| is_needed(data, class, Path::new(path)).unwrap();
-        assert!(needed("wal", "log/000009.log") && !needed("wal", "log/000004.log"));
-        assert!(needed("log-manifest", "log/MANIFEST-000008") && !needed("log-manifest", "log/MANIFEST-000003"));
-        assert!(needed("log-current", "log/CURRENT") && needed("identity", "identity.json"));
-        assert!(!needed("log-sst", "log/000007.sst") && !needed("floor", "floor"));
-        for seed in 0..40 {
-            let folder = checkpointed();
-            write(folder.path(), "identity.json", &[7; 90]);
-            for (class, always) in [("state", true), ("identity", false), ("state-sst", false)] {
-                let done = damage(folder.path(), Some(class), &mut StdRng::seed_from_u64(seed)).unwrap();
-                let Some(done) = done else { continue };
-                let is_gone = class != "state-sst" && done.how == "delete";
-                assert_eq!(done.must_be_noticed, is_gone, "{done:?}");
-                assert!(done.must_be_noticed || !always, "{done:?}");
-                // The others need what was deleted.
-                write(folder.path(), "state/group-1/db-1/000009.sst", &[7; 900]);
+        write(data, "index/shard-1-5-a/collection-2/segment-0/rows", &[7; 90]);
+        let is_due = |class: &str, path: &str, how: &str, after: &[u8]| {
+            let before = std::fs::read(data.join(path)).unwrap();
+            let living = living(data, class, Path::new(path), &before).unwrap();
+            due(class, how, &living, &before, after).0
+        };
+        for (class, path) in [
+            ("log-current", "log/CURRENT"),
+            ("state-current", "state/group-1/db-2/CURRENT"),
+            ("identity", "identity.json"),
+            ("index", "index/shard-1-5-a/collection-2/segment-0/rows"),
+        ] {
+            for how in ["flip", "zero", "truncate", "delete"] {
+                assert_eq!(is_due(class, path, how, &[]), Notice::AtStart, "{class} {how}");
             }
         }
+        assert_eq!(is_due("state-current", "state/group-1/db-1/CURRENT", "flip", &[]), Notice::Perhaps, "an older one");
+        assert_eq!(is_due("log-manifest", "log/MANIFEST-000003", "delete", &[]), Notice::Perhaps, "an older one");
+        assert_eq!(is_due("log-sst", "log/MANIFEST-000003", "flip", &[1; 90]), Notice::Perhaps);
     }
 
     #[test]
@@ -569,7 +718,7 @@ mod tests {
         let mut undone = 0;
         for seed in 0..60 {
             let folder = checkpointed();
-            let done = damage(folder.path(), Some("state-sst"), &mut StdRng::seed_from_u64(seed)).unwrap().unwrap();
+            let done = damage(folder.path(), of("state-sst"), &mut StdRng::seed_from_u64(seed)).unwrap().unwrap();
             let live = folder.path().join("state/group-1/db-1/000009.sst");
             if undo(folder.path(), &done).unwrap() {
                 assert_eq!(std::fs::read(&live).unwrap(), [7; 900]);
@@ -588,9 +737,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), "identity.json", b"{\"version\": 2}");
         let dice = &mut StdRng::seed_from_u64(1);
-        assert_eq!(damage(folder.path(), Some("identities"), dice).unwrap(), None);
+        assert_eq!(damage(folder.path(), of("identities"), dice).unwrap(), None);
         write(folder.path(), "identity-copy.json", b"{\"version\": 2}");
-        assert_eq!(damage(folder.path(), Some("identities"), dice).unwrap().unwrap().class, "identities");
+        assert_eq!(damage(folder.path(), of("identities"), dice).unwrap().unwrap().class, "identities");
         for name in IDENTITIES {
             assert_eq!(std::fs::read(folder.path().join(name)).unwrap(), b"{\"versi");
         }

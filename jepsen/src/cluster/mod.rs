@@ -19,6 +19,7 @@ mod clock;
 mod damage;
 mod disk;
 mod links;
+mod living;
 mod marks;
 mod members;
 mod packets;
@@ -40,7 +41,7 @@ use quorate_client::Client;
 use tokio::process::Command;
 
 use clock::NodeClock;
-pub use damage::{CLASSES, Damage};
+pub use damage::{CLASSES, Damage, Notice};
 use disk::Disk;
 pub use disk::DiskKind;
 pub use links::{Cut, Refusal};
@@ -59,6 +60,8 @@ use crate::history::Recorder;
 const CLIENT_PORT: u16 = 7701;
 const PEER_PORT: u16 = 7702;
 const HTTP_PORT: u16 = 7703;
+/// With what a node reads all logs every second, and all states every 24 seconds.
+const SCRUB: [&str; 2] = ["--scrub-every-s", "1"];
 /// How long a killed process may take to be gone.
 const GONE: Duration = Duration::from_secs(20);
 /// How long a node may take to hand over and stop after SIGTERM.
@@ -132,6 +135,8 @@ struct Node {
     damaged: Mutex<bool>,
     /// Whether they ever were.
     ever_damaged: Mutex<bool>,
+    /// Whether it is started so that its scrub has soon read everything.
+    scrubs_soon: Mutex<bool>,
     node_id: Mutex<Option<String>>,
     process: Mutex<Option<Arc<Process>>>,
     /// One start at a time.
@@ -204,6 +209,7 @@ impl Cluster {
             change: Mutex::new(None),
             damaged: Mutex::new(false),
             ever_damaged: Mutex::new(false),
+            scrubs_soon: Mutex::new(false),
             node_id: Mutex::new(None),
             process: Mutex::new(None),
             starting: tokio::sync::Mutex::new(()),
@@ -348,6 +354,9 @@ impl Cluster {
             command.args([format!("--{flag}-listen"), format!("{address}:{port}")]);
         }
         command.args(&self.config.arguments);
+        if *node.scrubs_soon.lock() && !self.config.arguments.iter().any(|word| word.starts_with(SCRUB[0])) {
+            command.args(SCRUB);
+        }
         // Nodes refuse settings that they do not know, and those of the harness are none of theirs.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("QUORATE_")) {
             command.env_remove(name);
@@ -370,6 +379,12 @@ impl Cluster {
         *node.node_id.lock() = Some(process.node_id.clone());
         *node.process.lock() = Some(Arc::new(process));
         Ok(())
+    }
+
+    /// From its next start on the scrub of a node has soon read everything, or is as slow as it is for others. Its
+    /// write-ahead log is not what it else is: each pass begins by spilling it.
+    pub fn scrub_soon(&self, node: usize, soon: bool) {
+        *self.node(node).scrubs_soon.lock() = soon;
     }
 
     /// Kills a node if it runs and starts it again.

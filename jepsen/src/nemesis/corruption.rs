@@ -1,84 +1,248 @@
-//! Rot: a file of one node is damaged while the node is down, and the node must notice and be whole again by itself.
+//! Rot: a file of one node is damaged, and the node must notice and be whole again by itself.
 //!
-//! Not all damage does harm: a block that nobody reads any more, the padding of a file, a state that follows from the
-//! log. So a corruption is *installed* only if the node said that it noticed and was whole within a minute; what it did
-//! not notice proves nothing and is taken back, so that it does not add to the next. But where something is gone that
-//! the node had in use ([`Damage::must_be_noticed`]) silence is a violation: it was whole by chance then.
+//! Where the node had in use what was hurt, its silence is a violation ([`Notice`]): after its start, or where only a scrub
+//! reads it after a whole pass of that. Not all damage does harm: rows that were purged, the padding of a file, a manifest
+//! that is one of a moment ago. What a node does not notice of such, and was not certain to notice, proves nothing and is
+//! taken back, so that it does not add to the next. So a corruption is *installed* only if the node said that it noticed
+//! and was whole within a minute.
+//!
+//! Files are damaged while the node is down, or while it runs: then only its scrub can notice.
 
 use std::time::Duration;
 
 use anyhow::Result;
 use async_trait::async_trait;
+use rand::Rng;
 use rand::rngs::StdRng;
+use tokio::time::Instant;
 
 use super::healing::{self, Healed, Noticed, SELF_HEALED};
-use super::{NemesisContext, PATIENCE, Strike};
-use crate::cluster::{CLASSES, Damage, Hold, Mark};
+use super::{NemesisContext, Open, PATIENCE, Strike};
+use crate::cluster::{CLASSES, Damage, Hold, Mark, Notice};
 use crate::event::{Injection, WAS_WELL};
 
-/// Damages files of one class, or of any.
+/// How long a node may take until its scrub has read everything once more: two passes over the states, of which the first
+/// may have begun before.
+const SCRUBBED: Duration = Duration::from_secs(90);
+
+const NAME: &str = "corruption";
+/// The argument for damage under a node that runs.
+const RUNNING: &str = "running";
+/// Of so many strikes that may take any file one takes it from a node that runs.
+const ONE_RUNNING_IN: u32 = 4;
+
+/// What is damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Aim {
+    Any,
+    /// Files of one class, of a node that is down.
+    Class(&'static str),
+    /// What a scrub reads, of a node that runs.
+    Running,
+}
+
+/// Damages files.
 pub(super) struct Corruption {
-    class: Option<&'static str>,
+    aim: Aim,
 }
 
 impl Corruption {
-    pub(super) fn new(class: Option<&str>) -> Option<Corruption> {
-        match class {
-            None => Some(Corruption { class: None }),
-            Some(class) => Some(Corruption { class: Some(CLASSES.iter().find(|(known, _)| *known == class)?.0) }),
-        }
+    pub(super) fn new(argument: Option<&str>) -> Option<Corruption> {
+        let aim = match argument {
+            None => Aim::Any,
+            Some(RUNNING) => Aim::Running,
+            Some(class) => Aim::Class(CLASSES.iter().find(|(known, _)| *known == class)?.0),
+        };
+        Some(Corruption { aim })
     }
 }
 
 #[async_trait]
 impl Strike for Corruption {
     fn name(&self) -> &'static str {
-        "corruption"
+        NAME
     }
 
     async fn strike(&mut self, ctx: &NemesisContext, dice: &mut StdRng, length: Duration) -> Result<()> {
-        let name = "corruption";
+        match self.aim {
+            Aim::Any if dice.random_ratio(1, ONE_RUNNING_IN) => strike_running(ctx, dice, length).await,
+            Aim::Any => strike_down(ctx, None, dice, length).await,
+            Aim::Class(class) => strike_down(ctx, Some(class), dice, length).await,
+            Aim::Running => strike_running(ctx, dice, length).await,
+        }
+    }
+}
+
+/// Damages a file of a node that is down.
+async fn strike_down(ctx: &NemesisContext, class: Option<&str>, dice: &mut StdRng, length: Duration) -> Result<()> {
+    let Some(chosen) = Chosen::choose(ctx, dice).await else { return Ok(()) };
+    let node = chosen.node;
+    ctx.cluster.kill(node).await?;
+    let Some(damage) = ctx.cluster.damage(node, class, dice)? else {
+        ctx.back(node, "a kill").await;
+        ctx.skip(NAME, NAME, format!("node {node} has no file of the class"));
+        return Ok(());
+    };
+    let open = ctx.begin(NAME, format!("{} {}", damage.how, damage.class));
+    // The others go on without it for a time, so that there is something to catch up.
+    ctx.wait(length / 2).await;
+    let logged = ctx.logged(node).len();
+    ctx.cluster.scrub_soon(node, true);
+    let started = ctx.cluster.start_node(node).await;
+    let is_gone = ctx.cluster.checkpoint_is_gone(node, &damage);
+    let Chosen { was_well, right, hold, .. } = chosen;
+    // Other faults may take it while it heals.
+    drop(hold);
+    let healed = match healing::refusal(started)? {
+        Some(refused) => refused,
+        None => healing::watch(ctx, node).await?,
+    };
+    Case { node, damage, logged, is_gone, pass: 1, was_well, right }.close(ctx, healed, open).await
+}
+
+/// Damages what a node that runs has on its disk and has read long ago.
+async fn strike_running(ctx: &NemesisContext, dice: &mut StdRng, length: Duration) -> Result<()> {
+    let Some(chosen) = Chosen::choose(ctx, dice).await else { return Ok(()) };
+    let node = chosen.node;
+    // Restarted, because its scrub is to be a fast one: what it has in its tables it has read again by then.
+    ctx.cluster.scrub_soon(node, true);
+    ctx.cluster.kill(node).await?;
+    ctx.back(node, "a kill").await;
+    ctx.wait(length).await;
+    let logged = ctx.logged(node).len();
+    let passes = ctx.cluster.scrub_passes(node).await.map_or(0, |(_, states)| states);
+    let Some(damage) = ctx.cluster.damage_running(node, dice)? else {
+        ctx.cluster.damage_is_healed(node);
+        ctx.cluster.scrub_soon(node, false);
+        ctx.skip(NAME, NAME, format!("node {node} has no file that its scrub reads, or has just removed it"));
+        return Ok(());
+    };
+    let open = ctx.begin(NAME, format!("{} {} while it runs", damage.how, damage.class));
+    let Chosen { was_well, right, hold, .. } = chosen;
+    drop(hold);
+    // It is whole as long as it has not noticed. The first pass that ends may have begun before.
+    let healed = Healed::Itself(Duration::ZERO);
+    Case { node, damage, logged, is_gone: false, pass: passes + 2, was_well, right }.close(ctx, healed, open).await
+}
+
+/// A node that may be damaged.
+struct Chosen {
+    node: usize,
+    /// Whether the cluster was well before.
+    was_well: bool,
+    /// The right to damage files.
+    right: Hold,
+    /// The node itself.
+    hold: Hold,
+}
+
+impl Chosen {
+    /// Draws one. Says why if there is none.
+    async fn choose(ctx: &NemesisContext, dice: &mut StdRng) -> Option<Chosen> {
         let Some(right) = ctx.hold(&[Mark::Damage]).await else {
-            ctx.skip(name, name, "another node is not whole");
-            return Ok(());
+            ctx.skip(NAME, NAME, "another node is not whole");
+            return None;
         };
-        let well = is_well(ctx).await;
+        let was_well = is_well(ctx).await;
         let Some((node, hold)) = ctx.pick_one(dice) else {
-            ctx.skip(name, name, "every node is held or down");
-            return Ok(());
+            ctx.skip(NAME, NAME, "every node is held or down");
+            return None;
         };
-        ctx.cluster.kill(node).await?;
-        let Some(damage) = ctx.cluster.damage(node, self.class, dice)? else {
-            ctx.back(node, "a kill").await;
-            ctx.skip(name, name, format!("node {node} has no file of the class"));
-            return Ok(());
-        };
+        Some(Chosen { node, was_well, right, hold })
+    }
+}
+
+/// What was done to a node, and from where on its log tells what it makes of it.
+struct Case {
+    node: usize,
+    damage: Damage,
+    logged: usize,
+    is_gone: bool,
+    /// Once the scrub has ended so many passes over the states it has read everything.
+    pass: u64,
+    was_well: bool,
+    right: Hold,
+}
+
+impl Case {
+    /// Hears what the node says, judges it, makes the node whole if it is not, and ends the fault.
+    async fn close(self, ctx: &NemesisContext, healed: Healed, open: Open<'_>) -> Result<()> {
+        let (node, damage) = (self.node, &self.damage);
         let what = format!("node {node}: {} of {} ({})", damage.how, damage.path.display(), damage.detail);
-        let open = ctx.begin(name, format!("{} {}", damage.how, damage.class));
-        // The others go on without it for a time, so that there is something to catch up.
-        ctx.wait(length / 2).await;
-        let logged = ctx.logged(node).len();
-        let started = ctx.cluster.start_node(node).await;
-        let is_gone = ctx.cluster.checkpoint_is_gone(node, &damage);
-        // Other faults may take it while it heals.
-        drop(hold);
-        let healed = match healing::refusal(started)? {
-            Some(refused) => refused,
-            None => healing::watch(ctx, node).await?,
+        let (healed, silence) = match healed {
+            Healed::Itself(took) if self.is_to_be_scrubbed(ctx) => match self.scrubbed(ctx).await {
+                Scrubbed::Noticed => (healing::watch(ctx, node).await?, Silence::Excused("")),
+                Scrubbed::Silent(silence) => (Healed::Itself(took), silence),
+            },
+            healed => (healed, Silence::Excused("")),
         };
         let log = ctx.logged(node);
-        let (noticed, line) = seen(log.get(logged..).unwrap_or_default(), &healed, is_gone);
-        let judgement = judge(&damage, noticed, &healed);
+        let (noticed, line) = seen(log.get(self.logged..).unwrap_or_default(), &healed, self.is_gone);
+        let judgement = judge(damage, noticed, &healed, silence);
         if let Some(why) = judgement.violation {
-            ctx.report.violation(format!("corruption: {what}: {why}"));
+            ctx.report.violation(format!("{NAME}: {what}: {why}"));
         }
-        let (whole, by_hand) = make_whole(ctx, node, &damage, noticed, &healed).await?;
-        settle(ctx, node, right, whole);
+        let line = match silence {
+            Silence::Excused(why) if noticed == Noticed::Nothing && !why.is_empty() => format!("{line}: {why}"),
+            _ => line.to_owned(),
+        };
+        ctx.cluster.scrub_soon(node, false);
+        let (whole, by_hand) = make_whole(ctx, node, damage, noticed, &healed).await?;
+        settle(ctx, node, self.right, whole);
         let end = ending(&healed, by_hand.as_deref());
-        let well = if well { WAS_WELL } else { "" };
+        let well = if self.was_well { WAS_WELL } else { "" };
         open.end(judgement.injection, format!("{what}; noticed={noticed} {end}; {well}; {line}"));
         Ok(())
     }
+
+    fn noticed(&self, ctx: &NemesisContext) -> Noticed {
+        Noticed::in_log(ctx.logged(self.node).get(self.logged..).unwrap_or_default()).0
+    }
+
+    /// Whether a scrub may still find what the node has not spoken of.
+    fn is_to_be_scrubbed(&self, ctx: &NemesisContext) -> bool {
+        let may_be_read = self.damage.is_of_table() || self.damage.notice == Notice::AtScrub;
+        may_be_read && !self.is_gone && self.noticed(ctx) == Noticed::Nothing
+    }
+
+    /// Waits until the node has noticed, or until its scrub has read everything.
+    async fn scrubbed(&self, ctx: &NemesisContext) -> Scrubbed {
+        let begun = Instant::now();
+        while ctx.wait(Duration::from_millis(250)).await {
+            if self.noticed(ctx) != Noticed::Nothing || !ctx.cluster.is_running(self.node) {
+                return Scrubbed::Noticed;
+            }
+            let passes = ctx.cluster.scrub_passes(self.node).await;
+            if passes.is_ok_and(|(logs, states)| logs.min(states) >= self.pass) {
+                // It may have spoken between our look and its end.
+                return match (self.noticed(ctx), ctx.cluster.is_void(self.node, &self.damage)) {
+                    (Noticed::Nothing, Some(why)) => Scrubbed::Silent(Silence::Excused(why)),
+                    (Noticed::Nothing, None) => Scrubbed::Silent(Silence::Scrubbed),
+                    _ => Scrubbed::Noticed,
+                };
+            }
+            if begun.elapsed() > SCRUBBED {
+                return Scrubbed::Silent(Silence::Excused("no pass of its scrub was over in time"));
+            }
+        }
+        Scrubbed::Silent(Silence::Excused("the faults were to end before its scrub did"))
+    }
+}
+
+/// What came of waiting for a scrub.
+enum Scrubbed {
+    /// The node has noticed, or has ended.
+    Noticed,
+    Silent(Silence),
+}
+
+/// What the silence of a node is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Silence {
+    /// Its scrub has read everything, and what was hurt is still there.
+    Scrubbed,
+    /// It was not, or what was hurt is gone: why.
+    Excused(&'static str),
 }
 
 /// Whether the cluster is well, so that nothing of an earlier fault can be in the way of the others when one node goes.
@@ -105,7 +269,7 @@ struct Judgement {
 }
 
 /// What is to be held of it.
-fn judge(damage: &Damage, noticed: Noticed, healed: &Healed) -> Judgement {
+fn judge(damage: &Damage, noticed: Noticed, healed: &Healed, silence: Silence) -> Judgement {
     // Without any copy of its identity a node would be another one.
     let must_refuse = damage.class == "identities";
     let violation = match (noticed, healed) {
@@ -115,8 +279,11 @@ fn judge(damage: &Damage, noticed: Noticed, healed: &Healed) -> Judgement {
         (Noticed::Quarantine, _) if damage.class == "checkpoint" => {
             Some("a replica was quarantined, though nothing of its state was damaged".into())
         }
-        (Noticed::Nothing, Healed::Itself(_) | Healed::Hindered(_)) if damage.must_be_noticed => {
-            Some("the node does not say that anything is gone".into())
+        (Noticed::Nothing, Healed::Itself(_) | Healed::Hindered(_)) if damage.notice == Notice::AtStart => {
+            Some("the node had in use what was damaged, has started, and says nothing".into())
+        }
+        (Noticed::Nothing, Healed::Itself(_)) if (damage.notice, silence) == (Notice::AtScrub, Silence::Scrubbed) => {
+            Some("the node's scrub has read everything, and says nothing".into())
         }
         (_, Healed::Late(why)) => Some(format!("the node is not whole within {SELF_HEALED:?}: {why}")),
         _ => None,
@@ -190,11 +357,15 @@ mod tests {
     const SOON: Healed = Healed::Itself(Duration::from_secs(5));
 
     fn outcome(class: &'static str, noticed: Noticed, healed: &Healed) -> (bool, bool) {
-        outcome_of(&Damage::example(class, false), noticed, healed)
+        outcome_of(&Damage::example(class, Notice::Perhaps), noticed, healed)
     }
 
     fn outcome_of(damage: &Damage, noticed: Noticed, healed: &Healed) -> (bool, bool) {
-        let Judgement { injection, violation } = judge(damage, noticed, healed);
+        outcome_after(damage, noticed, healed, Silence::Excused(""))
+    }
+
+    fn outcome_after(damage: &Damage, noticed: Noticed, healed: &Healed, silence: Silence) -> (bool, bool) {
+        let Judgement { injection, violation } = judge(damage, noticed, healed, silence);
         (injection == Injection::Installed, violation.is_some())
     }
 
@@ -221,13 +392,24 @@ mod tests {
     }
 
     #[test]
-    fn nobody_may_be_silent_about_what_is_gone() {
-        let gone = Damage::example("state", true);
+    fn nobody_may_be_silent_about_what_was_in_use() {
+        let gone = Damage::example("state", Notice::AtStart);
         assert_eq!(outcome_of(&gone, Noticed::Nothing, &SOON), (false, true));
         assert_eq!(outcome_of(&gone, Noticed::Nothing, &Healed::Hindered("x".into())), (false, true));
         assert_eq!(outcome_of(&gone, Noticed::Nothing, &Healed::Unknown), (false, false), "it may not have started");
         assert_eq!(outcome_of(&gone, Noticed::Log, &SOON), (true, false));
-        assert_eq!(outcome_of(&Damage::example("state", false), Noticed::Nothing, &SOON), (false, false));
+        assert_eq!(outcome_of(&Damage::example("state", Notice::Perhaps), Noticed::Nothing, &SOON), (false, false));
+    }
+
+    #[test]
+    fn what_only_a_scrub_reads_may_be_passed_over_until_it_has() {
+        let rows = Damage::example("state-sst", Notice::AtScrub);
+        let outcome = |noticed, silence| outcome_after(&rows, noticed, &SOON, silence);
+        assert_eq!(outcome(Noticed::Nothing, Silence::Scrubbed), (false, true));
+        assert_eq!(outcome(Noticed::Nothing, Silence::Excused("the file is gone since")), (false, false));
+        assert_eq!(outcome(Noticed::Quarantine, Silence::Scrubbed), (true, false));
+        let perhaps = Damage::example("state-sst", Notice::Perhaps);
+        assert_eq!(outcome_after(&perhaps, Noticed::Nothing, &SOON, Silence::Scrubbed), (false, false));
     }
 
     #[test]

@@ -36,9 +36,11 @@ const GONE: [&str; 2] = [
     "one copy of the identity is missing: it is written again",
 ];
 /// When they make something anew out of what is whole.
-const REPAIRED: [&str; 3] = [
+const REPAIRED: [&str; 5] = [
     "one copy of the identity is damaged; it is made anew from the other",
     "one of the two slots of the floor is damaged; the other one is used",
+    "a slot of the floor is damaged; the floor is written again",
+    "a segment cannot be used; its rows are fetched again",
     "an index is rebuilt from its rows",
 ];
 
@@ -231,6 +233,8 @@ mod tests {
             include_str!("../../../raft/src/checkpoints.rs"),
             include_str!("../../../raft/src/identity.rs"),
             include_str!("../../../raft/src/log/floor.rs"),
+            include_str!("../../../raft/src/scrub.rs"),
+            include_str!("../../../index/src/open.rs"),
         ];
         for sentence in QUARANTINE.iter().chain(&GONE).chain(&DROPPED).chain(&REPAIRED) {
             assert!(sources.iter().any(|source| source.contains(sentence)), "no node logs {sentence:?} any more");

@@ -286,7 +286,12 @@ pub const NAMES: &[(&str, &str, Needs)] = &[
     ("slow-fsync", "each fsync of one node takes 5 to 200 ms longer", ANY),
     ("stalled-disk", "the disk of one node answers nothing", DISK),
     ("disk-full", "the disk of one node has no room", DISK),
-    ("corruption", "a file of one node is damaged while it is down; :CLASS takes files of one class", ANY),
+    (
+        "corruption",
+        "a file of one node is damaged while it is down, or one of its tables or manifests while it runs; :CLASS takes \
+         files of one class, :running only what its scrub must find",
+        ANY,
+    ),
     (
         "amnesia",
         "one of three nodes loses its log, beside one that was cut off and without the one that knows better",
@@ -320,7 +325,7 @@ pub fn needs(name: &str) -> Option<Needs> {
 ///
 /// - `links:17`, `links:17@2`: see there.
 /// - `link-enumeration:40` goes on at item 40; item i is subset i / 3 with the (i % 3)-th member as leader.
-/// - `corruption:wal`: a class of [`crate::cluster::CLASSES`].
+/// - `corruption:wal`: a class of [`crate::cluster::CLASSES`]; `corruption:running` is no class, but when.
 pub fn by_name(name: &str, seed: u64) -> Option<Box<dyn Nemesis>> {
     let (name, argument) = match name.split_once(':') {
         Some((name, argument)) => (name, Some(argument)),
