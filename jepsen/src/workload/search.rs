@@ -3,11 +3,11 @@
 //!
 //! A point is written once and deleted at most once; its vector is random, so that it is its own nearest neighbour.
 //!
-//! There is no call that lists a collection, and a search has a most number of hits. So the points are in clouds, each of fewer
-//! than that many and far from all others: an exact search for the middle of a cloud finds all of it, and whatever else is
-//! there where it should not be. In the end the clouds are searched one after the other, which lists the collection.
+//! There is no call that lists a collection, and a search has a most number of hits. So in the end a collection is searched,
+//! exactly, from far away in several directions. Each search lists all that is nearer than its last hit, and together they list
+//! all, or it is said how many points were in no reach.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use anyhow::Result;
 use async_trait::async_trait;
@@ -26,7 +26,8 @@ use crate::event::Operation;
 const COLLECTIONS: [(&str, u32); 2] = [("fresh-1", 1), ("fresh-8", 8)];
 const DIMENSION: u32 = 8;
 const PROCESSES: usize = 6;
-/// Points that live at once; beyond it the oldest is deleted. Far below where a graph stands in for comparing all.
+/// Points that live at once; beyond it the oldest is deleted. Many times what nodes of a run compare one by one before they
+/// seal it into a segment with a graph.
 const LIVE: usize = 3_000;
 /// Points that the final searches for single points ask for at most, and the share of them that are deleted ones. All others
 /// are looked for in the listing.
@@ -34,15 +35,13 @@ const FINAL: usize = 600;
 /// How often a final search is tried.
 const FINAL_TRIES: u32 = 5;
 const HITS: u32 = 3;
-/// The numbers of the points of a cloud: each of the two collections has half of it.
-const CLOUD: u64 = 1_000;
-/// Clouds stand this far apart, so many of them in a row, and so many rows deep. A point is at most sqrt([`DIMENSION`]) from
-/// the middle of its own cloud, and its numbers stay so small that their squares are told apart by 32 bits.
-const APART: f32 = 8.0;
-const ROW: u64 = 8;
-const DEPTH: u32 = 4;
-/// Hits of the search that lists a cloud: as many as there can be.
-const LISTED: u32 = 1_000;
+/// From how far away a collection is listed: so far that points are in the order of one coordinate, and so near that 32 bits
+/// tell their squared distances apart.
+const FAR: f32 = 50.0;
+/// What squared distances of that size may be off.
+const BLUR: f32 = 0.05;
+/// Hits of a search that lists: as many as there can be.
+const LISTED: usize = 1_000;
 
 /// The search load.
 pub(super) struct Freshness {
@@ -68,8 +67,8 @@ impl Freshness {
         while pace.turn().await {
             let draw = process.random.random_range(0..100);
             match draw {
-                0..40 => self.upsert(ctx, &mut process).await,
-                40..55 => self.delete(&mut process).await,
+                0..40 if !self.is_full() => self.upsert(ctx, &mut process).await,
+                0..55 => self.delete(&mut process).await,
                 _ => {
                     let place: f64 = process.random.random();
                     if let Some(point) = self.pick(draw < 65, place) {
@@ -78,6 +77,11 @@ impl Freshness {
                 }
             }
         }
+    }
+
+    /// Whether as many points live as may. More than twice [`LISTED`] in a collection could not be listed.
+    fn is_full(&self) -> bool {
+        self.points.lock().live.len() >= LIVE
     }
 
     /// A point to search for: the newest ones more often, because they are what a stale replica lacks.
@@ -109,7 +113,7 @@ impl Freshness {
         let Some(point) = ({
             let mut points = self.points.lock();
             let place = process.random.random_range(0..points.live.len().max(1));
-            let place = if points.live.len() > LIVE { 0 } else { place };
+            let place = if points.live.len() >= LIVE { 0 } else { place };
             points.live.remove(place)
         }) else {
             return;
@@ -162,34 +166,66 @@ fn point_of(id: &str) -> u64 {
 /// The vector of a point, always the same.
 fn vector_of(point: u64) -> Vec<f32> {
     let mut random = StdRng::seed_from_u64(point);
-    middle_of(point / CLOUD).into_iter().map(|middle| middle + random.random_range(-1.0..1.0)).collect()
+    (0..DIMENSION).map(|_| random.random_range(-1.0..1.0)).collect()
 }
 
-/// The middle of a cloud.
-fn middle_of(cloud: u64) -> Vec<f32> {
-    let digit = |place: u32| if place < DEPTH { cloud / ROW.pow(place) % ROW } else { 0 };
-    (0..DIMENSION).map(|place| digit(place) as f32 * APART).collect()
+/// From where a collection is listed: both sides of each axis.
+fn places() -> impl Iterator<Item = Vec<f32>> {
+    let place = |axis: u32, side: f32| (0..DIMENSION).map(|at| if at == axis { side * FAR } else { 0.0 }).collect();
+    (0..DIMENSION).flat_map(move |axis| [place(axis, 1.0), place(axis, -1.0)])
 }
 
-/// Lists the points of one cloud that one collection has; whether there was a whole answer.
-async fn list(process: &mut Process, rest: u64, cloud: u64) -> bool {
-    let (from, to) = (cloud * CLOUD, (cloud + 1) * CLOUD);
-    let search = Search::new(collection_of(rest), middle_of(cloud), LISTED).exact();
-    process.begin(&Operation::List { from, to, rest, points: None, missing: 0 });
-    let mut whole = false;
-    let end = match process.client.search(&search).await {
-        Err(error) => End::of_read(&error),
-        Ok(response) => {
-            // Beyond the cloud are the nearest ones of others, which are listed with those.
-            let is_here = |point: &u64| (from..to).contains(point) || *point == u64::MAX;
-            let points = response.hits.iter().map(|hit| point_of(&hit.id)).filter(is_here).collect();
-            let missing = u32::try_from(response.degraded_shards.len()).unwrap_or(u32::MAX);
-            whole = missing == 0;
-            End::Ok(Operation::List { from, to, rest, points: Some(points), missing })
+/// What searches from far away found of a collection.
+struct Listing {
+    /// Each point once, but for those that one answer had twice.
+    there: Vec<u64>,
+    /// Points that nobody would have found yet, were they there.
+    open: Vec<u64>,
+    /// Shards that did not answer.
+    degraded: usize,
+}
+
+impl Listing {
+    fn add(&mut self, place: &[f32], answer: &v1::SearchResponse) {
+        self.degraded += answer.degraded_shards.len();
+        let known: BTreeSet<u64> = self.there.iter().copied().collect();
+        let found = answer.hits.iter().map(|hit| point_of(&hit.id));
+        self.there.extend(found.filter(|point| !known.contains(point)));
+        let last = answer.hits.get(LISTED - 1);
+        let reach = last.map_or(f32::INFINITY, |hit| -hit.score - BLUR);
+        self.open.retain(|point| squared_distance(&vector_of(*point), place) >= reach);
+    }
+
+    fn missing(&self) -> u32 {
+        u32::try_from(self.degraded + self.open.len()).unwrap_or(u32::MAX)
+    }
+}
+
+fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum()
+}
+
+/// Lists one collection, of which these points were ever asked for; whether there was a whole answer.
+async fn list(process: &mut Process, rest: u64, points: &[u64]) -> bool {
+    let asked = Operation::List { from: 0, to: u64::MAX, rest, points: None, missing: 0 };
+    process.begin(&asked);
+    let mut listing = Listing { there: Vec::new(), open: points.to_vec(), degraded: 0 };
+    for place in places() {
+        let search = Search::new(collection_of(rest), place.clone(), LISTED as u32).exact();
+        match process.client.search(&search).await {
+            Err(error) => {
+                process.end(End::of_read(&error));
+                return false;
+            }
+            Ok(answer) => listing.add(&place, &answer),
         }
-    };
-    process.end(end);
-    whole
+        if listing.open.is_empty() {
+            break;
+        }
+    }
+    let missing = listing.missing();
+    process.end(End::Ok(Operation::List { from: 0, to: u64::MAX, rest, points: Some(listing.there), missing }));
+    missing == 0
 }
 
 #[async_trait]
@@ -212,9 +248,13 @@ impl Workload for Freshness {
 
     /// Lists all that is there, and searches for the last points that should be there and that should not.
     async fn finish(&self, ctx: &WorkContext) -> Result<()> {
-        let clouds = ctx.value() / CLOUD + 1;
-        let listings: Vec<(u64, u64)> = (0..clouds).flat_map(|cloud| [(0, cloud), (1, cloud)]).collect();
-        at_last(ctx, &listings, async |process, (rest, cloud)| list(process, *rest, *cloud).await).await;
+        let ever: Vec<u64> = {
+            let points = self.points.lock();
+            points.live.iter().chain(&points.deleted).copied().collect()
+        };
+        let of = |rest| ever.iter().copied().filter(|point| point % 2 == rest).collect::<Vec<_>>();
+        let listings = [(0, of(0)), (1, of(1))];
+        at_last(ctx, &listings, async |process, (rest, points)| list(process, *rest, points).await).await;
         let points: Vec<u64> = {
             let points = self.points.lock();
             points.live.iter().rev().take(FINAL).chain(points.deleted.iter().rev().take(FINAL / 3)).copied().collect()
@@ -256,18 +296,39 @@ mod tests {
     }
 
     #[test]
-    fn a_cloud_is_nearer_to_its_middle_than_everything_else() {
-        let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>();
-        let clouds = ROW.pow(DEPTH);
-        for cloud in [0, 1, ROW, clouds / 2, clouds - 1] {
-            let middle = middle_of(cloud);
-            let own = (cloud * CLOUD..(cloud + 1) * CLOUD).map(|point| distance(&vector_of(point), &middle));
-            let farthest = own.fold(0.0, f32::max);
-            let others = (0..clouds).filter(|other| *other != cloud).map(|other| distance(&middle_of(other), &middle));
-            // A point may be a whole sqrt(DIMENSION) nearer than the middle of its cloud, in the row of the middle just 1.
-            let nearest = others.fold(f32::INFINITY, f32::min).sqrt() - (DIMENSION as f32).sqrt();
-            assert!(farthest.sqrt() < nearest, "cloud {cloud}: {farthest}, {nearest}");
-        }
-        assert!(CLOUD / COLLECTIONS.len() as u64 <= u64::from(LISTED), "one search finds all of a cloud");
+    fn a_listing_says_what_no_search_would_have_found() {
+        // As an exact search of a collection of so many points answers.
+        let listed = |there: &[u64], ever: Vec<u64>, searches: usize| {
+            let mut listing = Listing { there: Vec::new(), open: ever, degraded: 0 };
+            for place in places().take(searches) {
+                let mut hits: Vec<(f32, u64)> =
+                    there.iter().map(|point| (squared_distance(&vector_of(*point), &place), *point)).collect();
+                hits.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+                let hit =
+                    |(far, point): &(f32, u64)| v1::Hit { id: point_id(*point), score: -far, ..v1::Hit::default() };
+                let hits = hits.iter().take(LISTED).map(hit).collect();
+                listing.add(&place, &v1::SearchResponse { hits, ..v1::SearchResponse::default() });
+            }
+            listing
+        };
+        let few: Vec<u64> = (0..400).collect();
+        let listing = listed(&few, (0..500).collect(), 1);
+        assert_eq!((listing.there.len(), listing.missing()), (400, 0), "it had fewer hits than it asked for");
+        let many: Vec<u64> = (0..LIVE as u64 / 2 + 200).collect();
+        let once = listed(&many, many.clone(), 1);
+        assert!(once.there.len() == LISTED && once.missing() > 600, "{}", once.missing());
+        let twice = listed(&many, many.clone(), 2);
+        assert_eq!((twice.there.len(), twice.missing()), (many.len(), 0));
+        let all = listed(&(0..6_000).collect::<Vec<_>>(), (0..6_000).collect(), 2 * DIMENSION as usize);
+        assert!((1..3_000).contains(&all.missing()) && all.there.len() + all.open.len() >= 6_000);
+        let mut double = listed(&few, few.clone(), 1);
+        double.add(
+            &places().next().expect("one"),
+            &v1::SearchResponse {
+                hits: ["p900", "p900", "x"].map(|id| v1::Hit { id: id.into(), ..v1::Hit::default() }).to_vec(),
+                degraded_shards: vec![3],
+            },
+        );
+        assert_eq!((&double.there[400..], double.missing()), (&[900, 900, u64::MAX][..], 1));
     }
 }
