@@ -78,8 +78,8 @@ const LEAVE_A_MAJORITY: [&str; 28] = [
 /// moment of the fault.
 const AT_ANY_MOMENT: [&str; 7] = ["restart-loop", "failpoint", "fsync-error", "flapping", "join", "leave", "replace"];
 /// Those of them under which the majority does not write in time yet, which is told in the counts and is no violation: a leader
-/// whose disk answers nothing goes on with its heartbeats and so leads until the disk answers again. `FINDINGS.md` has it as
-/// open; who mends it takes the name out of here.
+/// whose disk answers nothing goes on with its heartbeats and so leads until the disk answers again. The README says so too;
+/// who mends it takes the name out of here.
 const NOT_YET: [&str; 1] = ["stalled-disk"];
 /// Nemeses after which replicas are made anew: a cluster is not whole for a while, and one more fault may be one too many; and
 /// after the heal it may take as long as that takes until all is well.
