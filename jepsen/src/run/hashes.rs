@@ -24,25 +24,37 @@ type Told = Option<(u64, u64)>;
 /// What the replicas of all groups told in one round of asking.
 type Round = BTreeMap<(u32, usize), Told>;
 
-/// Asks until all replicas of each group tell the same position and hash in one round, or patience ends. Nobody writes.
-pub(super) async fn record(cluster: &Cluster, recorder: &Recorder) {
-    ask_until(cluster, recorder, PATIENCE, |round| groups(round).into_iter().all(|group| is_equal(round, group))).await;
+/// Asks until all replicas of each group tell the same position and hash in one round, or patience ends; whether they did.
+/// Nobody writes.
+pub(super) async fn record(cluster: &Cluster, recorder: &Recorder) -> bool {
+    let is_enough = |round: &Round| groups(round).into_iter().all(|group| is_equal(round, group));
+    ask_until(cluster, recorder, PATIENCE, is_enough).await
 }
 
-/// Asks until each group was equal in some round, or patience ends. Others may write meanwhile: then groups are seldom all
-/// equal at one moment, and one after the other they are.
-pub(super) async fn record_catching_up(cluster: &Cluster, recorder: &Recorder, patience: Duration) {
+/// The groups that there are, as the first member says that answers; none if nobody does.
+pub(super) async fn all_groups(cluster: &Cluster) -> BTreeSet<u32> {
+    ask(cluster).await.map(|status| groups(&told(&status, &numbers(cluster)))).unwrap_or_default()
+}
+
+/// Asks until each of these groups was equal in some round, or patience ends. Others may write meanwhile: then groups are
+/// seldom all equal at one moment, and one after the other they are. Who has just come back may not know of all groups.
+pub(super) async fn record_catching_up(
+    cluster: &Cluster,
+    recorder: &Recorder,
+    all: &BTreeSet<u32>,
+    patience: Duration,
+) {
     let mut equal = BTreeSet::new();
     ask_until(cluster, recorder, patience, |round| {
         let groups = groups(round);
         equal.extend(groups.iter().copied().filter(|group| is_equal(round, *group)));
-        groups.is_subset(&equal)
+        groups.union(all).all(|group| equal.contains(group))
     })
     .await;
 }
 
-/// Asks again and again, and records every answer: a round names each replica of each group once, in order, those that tell
-/// nothing too.
+/// Asks until it is enough, or patience ends, and records every answer; whether it was enough. A round names each replica
+/// of each group once, in order, those that tell nothing too.
 ///
 /// Only members are asked. What a node says that is none, or none any more, says nothing about the cluster.
 async fn ask_until(
@@ -50,7 +62,7 @@ async fn ask_until(
     recorder: &Recorder,
     patience: Duration,
     mut is_enough: impl FnMut(&Round) -> bool,
-) {
+) -> bool {
     let deadline = Instant::now() + patience;
     let mut tick = tokio::time::interval(EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -67,9 +79,10 @@ async fn ask_until(
             }
         }
         if !told.is_empty() && is_enough(&told) {
-            return;
+            return true;
         }
     }
+    false
 }
 
 /// What the first member says that answers.
