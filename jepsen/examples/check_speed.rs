@@ -79,6 +79,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     history.write_edn(&edn, Dialect::Knossos)?;
     timed("write EDN", began);
     let began = Instant::now();
+    history.write_objects(&directory.path().join("edn"))?;
+    timed("write EDN by object", began);
+    let began = Instant::now();
     let verdict = check::registers(&history);
     timed("check registers", began);
     println!("verdict: {}", verdict.outcome());

@@ -282,12 +282,7 @@ async fn attack(
     );
     ended?;
     faults?;
-    let ctx = label(ctx.renewed()?);
-    watch.reached(Stage::Finals);
-    let limit = patience(config, FINAL);
-    timeout(limit, workload.finish(&ctx)).await.context("the final reads do not end")??;
-    timeout(limit, probe.finish(&ctx)).await.context("the final reads of the probes do not end")?;
-    watch.reached(Stage::AtRest);
+    look(&label(ctx.renewed()?), &*workload, &probe, watch, patience(config, FINAL)).await?;
     if hashes::record(cluster, recorder).await {
         // What one says that is behind says nothing, and that it is behind was just told.
         members::record(cluster, recorder).await;
@@ -295,6 +290,15 @@ async fn attack(
     if interrupted.is_cancelled() {
         watch.void("it was interrupted".into());
     }
+    Ok(())
+}
+
+/// Reads what is there in the end.
+async fn look(ctx: &WorkContext, workload: &dyn Workload, probe: &Probe, watch: &Watch, limit: Duration) -> Result<()> {
+    watch.reached(Stage::Finals);
+    timeout(limit, workload.finish(ctx)).await.context("the final reads do not end")??;
+    timeout(limit, probe.finish(ctx)).await.context("the final reads of the probes do not end")?;
+    watch.reached(Stage::AtRest);
     Ok(())
 }
 
