@@ -136,8 +136,8 @@ impl Cluster {
         Ok(damage)
     }
 
-    /// Damages one file of a node that runs, of those that its scrub reads back. `None`: it has no such file, or has just
-    /// removed the one that was drawn.
+    /// Damages one file of a node that runs, of those that its scrub reads back. `None`: it has no such file, or has
+    /// just removed the one that was drawn.
     pub fn damage_running(&self, node: usize, dice: &mut StdRng) -> Result<Option<Damage>> {
         // It may end over it at once.
         self.note_damage(node);

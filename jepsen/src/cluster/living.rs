@@ -1,9 +1,10 @@
-//! Where in a node's files something lies that the node must miss: damage there must be noticed, and silence is no chance.
+//! Where in a node's files something lies that the node must miss: damage there must be noticed, and silence is no
+//! chance.
 //!
 //! Of most files that is all of them. Of the log database it is what the floor names: its last record of each group, and
-//! those before it by the chain of their checksums, as far back as no purge reaches. They lie whole in the files, which are
-//! not compressed. Of a table of a state database it is the part with rows, which a scrub reads from end to end. What else
-//! a file has (padding, rows that were purged, indexes that are read again at the next start only) proves nothing.
+//! those before it by the chain of their checksums, as far back as no purge reaches. They lie whole in the files, which
+//! are not compressed. Of a table of a state database it is the part with rows, which a scrub reads from end to end. What
+//! else a file has (padding, rows that were purged, indexes that are read again at the next start only) proves nothing.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -163,7 +164,7 @@ struct Candidate {
     is_twice: bool,
 }
 
-/// What must be in the files of a log database. Of write-ahead logs the newest one counts: the others may be superseded.
+/// What must be in the files of a log database. Of write-ahead logs the newest one counts: others may be superseded.
 pub(super) fn of_log(data: &Path, floors: &[Floor]) -> Result<BTreeMap<PathBuf, Vec<Living>>> {
     let mut paths = Vec::new();
     for entry in fs_err::read_dir(data.join("log"))? {
@@ -279,7 +280,8 @@ pub(super) fn are_purged(records: &[(u32, u64)], floors: &[Floor]) -> bool {
 mod tests {
     use super::*;
 
-    /// A slot of the floor in which group 1 has the record with the checksum 7 at position 300, and group 2 is quarantined.
+    /// A slot of the floor in which group 1 has the record with the checksum 7 at position 300, and group 2 is
+    /// quarantined.
     fn slot_of(sequence: u64) -> Vec<u8> {
         let last = [&[8, 0xac, 2, 21][..], &7_u32.to_le_bytes()].concat();
         let first = [&[8, 1, 16, 5, 26, 8][..], &last, &[32, 0xa8, 2]].concat();

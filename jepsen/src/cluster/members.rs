@@ -140,6 +140,20 @@ impl Cluster {
 
     /// Starts a node with an empty disk that is no member yet: a place that a member left, or a new one.
     pub async fn start_fresh(&self) -> Result<usize> {
+        let node = self.fresh_place().await?;
+        self.start_node(node).await?;
+        Ok(node)
+    }
+
+    /// The same with one that ends by itself where it passes a failpoint for the first time.
+    pub async fn start_fresh_ending(&self, failpoint: &str) -> Result<usize> {
+        let node = self.fresh_place().await?;
+        self.start_ending(node, failpoint).await?;
+        Ok(node)
+    }
+
+    /// A place with an empty disk where nothing runs.
+    async fn fresh_place(&self) -> Result<usize> {
         let unused = (0..self.size()).find(|number| {
             let node = self.node(*number);
             let (member, changing) = (*node.member.lock(), node.change.lock().is_some());
@@ -150,7 +164,6 @@ impl Cluster {
             None => self.add_node().await?,
         };
         self.node(node).disk.wipe()?;
-        self.start_node(node).await?;
         Ok(node)
     }
 

@@ -18,6 +18,7 @@
 mod clock;
 mod damage;
 mod disk;
+mod doubler;
 mod links;
 mod living;
 mod marks;
@@ -44,6 +45,7 @@ use clock::NodeClock;
 pub use damage::{CLASSES, Damage, Notice};
 use disk::Disk;
 pub use disk::DiskKind;
+use doubler::Doubler;
 pub use links::{Cut, Refusal};
 pub use marks::{Hold, Mark, Marks};
 use packets::Disturber;
@@ -143,6 +145,7 @@ struct Node {
     starting: tokio::sync::Mutex<()>,
     trace: Mutex<Option<Trace>>,
     disturber: Mutex<Option<Disturber>>,
+    doubler: Mutex<Option<Doubler>>,
 }
 
 impl Cluster {
@@ -215,6 +218,7 @@ impl Cluster {
             starting: tokio::sync::Mutex::new(()),
             trace: Mutex::new(None),
             disturber: Mutex::new(None),
+            doubler: Mutex::new(None),
         };
         self.nodes.write().push(Arc::new(node));
         let chain = links::CHAIN;
@@ -577,6 +581,7 @@ impl Cluster {
             tools.push(self.thaw(node).await);
             tools.push(self.free_disk(node));
             tools.push(self.let_pass(node).await);
+            tools.push(self.stop_doubling(node).await);
             if self.has_clock(node) {
                 tools.push(self.set_clock(node, 0));
             }
@@ -623,6 +628,7 @@ impl Cluster {
     pub async fn stop(&self) -> Result<()> {
         for node in 0..self.size() {
             // The sweep kills whatever these leave.
+            let _ = self.stop_doubling(node).await;
             let _ = self.thaw(node).await;
             let _ = self.detach(node).await;
             let _ = self.kill(node).await;

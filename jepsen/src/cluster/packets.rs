@@ -1,9 +1,8 @@
-//! Packets between nodes lost, held back, brought out of order or doubled.
+//! Packets between nodes lost, held back or brought out of order.
 //!
 //! netem is not on every machine, so packets that come in from other nodes go through a netfilter queue to a thread of ours
 //! in the node's namespace, which keeps each as long as it likes and lets it pass or drops it. The rule lets packets
-//! pass by themselves when nobody listens: a harness that dies disturbs nothing. Doubles are made by the kernel (target
-//! TEE), because a queue can hand a packet back once only.
+//! pass by themselves when nobody listens: a harness that dies disturbs nothing.
 //!
 //! All of it happens below TCP. So the nodes see pauses, bursts and spurious retransmissions; no message arrives twice or
 //! out of order on a connection, as on a real network.
@@ -18,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use nfq::{Message, Queue, Verdict};
 use nix::sched::{CloneFlags, setns};
 use rand::rngs::StdRng;
@@ -242,24 +241,7 @@ impl Cluster {
         tokio::task::spawn_blocking(move || disturber.end()).await?
     }
 
-    /// Doubles a part (0 to 1) of what a node sends to the others, until [`Cluster::stop_doubling`].
-    pub async fn double(&self, node: usize, part: f64) -> Result<()> {
-        let rule =
-            |to| format!("-A {CHAIN} -d {to} -m statistic --mode random --probability {part} -j TEE --gateway {to}\n");
-        self.filter(node, "mangle", &self.others(node).map(rule).collect::<String>()).await
-    }
-
-    /// How many packets of a node were doubled since the last [`Cluster::double`].
-    pub async fn doubled(&self, node: usize) -> Result<u64> {
-        self.counted(node, "mangle", &["TEE"]).await
-    }
-
-    /// Ends [`Cluster::double`].
-    pub async fn stop_doubling(&self, node: usize) -> Result<()> {
-        self.filter(node, "mangle", &format!("-F {CHAIN}\n")).await.context("ending doubles")
-    }
-
-    fn others(&self, node: usize) -> impl Iterator<Item = std::net::Ipv4Addr> {
+    pub(super) fn others(&self, node: usize) -> impl Iterator<Item = std::net::Ipv4Addr> {
         let run = self.run;
         (0..self.size()).filter(move |other| *other != node).map(move |other| run.node_address(other))
     }

@@ -1,10 +1,10 @@
 //! Rot: a file of one node is damaged, and the node must notice and be whole again by itself.
 //!
-//! Where the node had in use what was hurt, its silence is a violation ([`Notice`]): after its start, or where only a scrub
-//! reads it after a whole pass of that. Not all damage does harm: rows that were purged, the padding of a file, a manifest
-//! that is one of a moment ago. What a node does not notice of such, and was not certain to notice, proves nothing and is
-//! taken back, so that it does not add to the next. So a corruption is *installed* only if the node said that it noticed
-//! and was whole within a minute.
+//! Where the node had in use what was hurt, its silence is a violation ([`Notice`]): after its start, or where only a
+//! scrub reads it after a whole pass of that. Not all damage does harm: rows that were purged, the padding of a file, a
+//! manifest that is one of a moment ago. What a node does not notice of such, and was not certain to notice, proves
+//! nothing and is taken back, so that it does not add to the next. So a corruption is *installed* only if the node said
+//! that it noticed and was whole within a minute.
 //!
 //! Files are damaged while the node is down, or while it runs: then only its scrub can notice.
 
@@ -21,8 +21,8 @@ use super::{NemesisContext, Open, PATIENCE, Strike};
 use crate::cluster::{CLASSES, Damage, Hold, Mark, Notice};
 use crate::event::{Injection, WAS_WELL};
 
-/// How long a node may take until its scrub has read everything once more: two passes over the states, of which the first
-/// may have begun before.
+/// How long a node may take until its scrub has read everything once more: two passes over the states, of which the
+/// first may have begun before.
 const SCRUBBED: Duration = Duration::from_secs(90);
 
 const NAME: &str = "corruption";

@@ -78,7 +78,7 @@ impl Strike for Churn {
 
 /// Waits for a change, which may take minutes, but not beyond the end of faults: what is left open then is finished when the
 /// cluster is healed.
-async fn unless_over(ctx: &NemesisContext, change: impl Future<Output = Result<()>>) -> Result<()> {
+pub(super) async fn unless_over(ctx: &NemesisContext, change: impl Future<Output = Result<()>>) -> Result<()> {
     tokio::select! {
         done = change => done,
         () = ctx.stop.cancelled() => bail!("the faults were to end before the change did"),

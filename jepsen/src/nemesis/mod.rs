@@ -13,6 +13,7 @@ mod amnesia;
 mod clocks;
 mod corruption;
 mod disks;
+mod formation;
 mod healing;
 mod links;
 mod membership;
@@ -306,12 +307,7 @@ pub const NAMES: &[(&str, &str, Needs)] = &[
     ("loss", "1 to 30% of the packets to one node or all are lost", ANY),
     ("delay", "packets to one node or all take 5 to 300 ms longer", ANY),
     ("reorder", "packets to one node or all overtake each other", ANY),
-    (
-        "duplicate",
-        "5 to 50% of the packets of one node or all arrive twice, but at TCP, which drops the second: nothing above it \
-         sees any, so it never counts as a fault",
-        ANY,
-    ),
+    ("duplicate", "5 to 50% of what Raft says from one node or all to the others arrives twice", ANY),
     ("chaos", "one fault after the other, drawn from all kinds that the cluster allows", ANY),
 ];
 

@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use tokio::time::Instant;
 
-use super::{NemesisContext, Strike};
+use super::{NemesisContext, Strike, formation};
 use crate::cluster::{Hold, Mark};
 use crate::event::WAS_WELL;
 
@@ -185,6 +185,14 @@ const FAILPOINTS: [(&str, u64, u32); 8] = [
     ("state_destroyed", 0, 1),
 ];
 
+/// One strike of so many takes a fresh node, which passes others.
+const ONE_FRESH_IN: u32 = 4;
+
+#[cfg(test)]
+pub(super) fn member_failpoints() -> impl Iterator<Item = &'static str> {
+    FAILPOINTS.iter().map(|(point, ..)| *point)
+}
+
 #[async_trait]
 impl Strike for AtFailpoint {
     fn name(&self) -> &'static str {
@@ -196,6 +204,9 @@ impl Strike for AtFailpoint {
         if !ctx.cluster.has_failpoints() {
             ctx.skip(name, name, "there is no program that can end at a failpoint");
             return Ok(());
+        }
+        if dice.random_ratio(1, ONE_FRESH_IN) {
+            return formation::strike(ctx, name, dice).await;
         }
         let Some((node, _hold)) = ctx.pick_one(dice) else {
             ctx.skip(name, name, "every node is held or down");

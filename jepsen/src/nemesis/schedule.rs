@@ -9,9 +9,6 @@ use rand::rngs::StdRng;
 
 use super::{NAMES, Needs, Nemesis, NemesisContext, draw, one_of, strike};
 
-/// What nothing above the kernel can see: a turn of chaos that draws it is lost.
-const BREAKS_NOTHING: [&str; 1] = ["duplicate"];
-
 /// One fault from its beginning to its end.
 #[async_trait]
 pub trait Strike: Send {
@@ -89,8 +86,7 @@ impl Nemesis for Chaos {
 
 /// What chaos draws from: names that are no single strike make none when they are drawn.
 fn kinds(met: impl Fn(&Needs) -> bool) -> Vec<&'static str> {
-    let drawn = NAMES.iter().filter(|(name, _, needs)| met(needs) && !BREAKS_NOTHING.contains(name));
-    drawn.map(|(name, ..)| *name).collect()
+    NAMES.iter().filter(|(.., needs)| met(needs)).map(|(name, ..)| *name).collect()
 }
 
 /// Breaks nothing.
@@ -113,10 +109,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chaos_draws_only_what_can_be_felt() {
-        let all = kinds(|_| true);
-        assert!(!all.contains(&"duplicate"), "the kernel drops the second packet");
-        assert_eq!(all.len(), NAMES.len() - BREAKS_NOTHING.len());
+    fn chaos_draws_all_that_the_cluster_allows() {
+        assert_eq!(kinds(|_| true).len(), NAMES.len());
         assert!(kinds(|needs| !needs.loop_disk).iter().all(|name| *name != "power-cut"));
     }
 }

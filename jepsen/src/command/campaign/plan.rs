@@ -17,7 +17,8 @@ const CORRUPTIONS: u64 = 200;
 /// Faults that a piece of those aims at, and the seconds that each takes.
 const FAULTS_A_PIECE: u64 = 20;
 const POWER_SECONDS: f64 = 8.0;
-const CORRUPTION_SECONDS: f64 = 9.0;
+/// A scrub that is waited for takes half a minute.
+const CORRUPTION_SECONDS: f64 = 16.0;
 const CHAOS_SECONDS: u64 = 7_200;
 const CHAOS_FAULTS: u64 = 500;
 const CHAOS_OPERATIONS: u64 = 1_000_000;
