@@ -31,7 +31,8 @@ const FAILPOINTS: [(&str, About); 6] = [
     ("group_made", About::Founding),
 ];
 
-/// How long a node that was asked for what ends it may take to end.
+/// How long a node that was asked for what ends it may take to answer or to end, and to end after an answer.
+const ASKED: Duration = Duration::from_secs(60);
 const ENDS: Duration = Duration::from_secs(10);
 
 /// Lets a fresh node end at one of them, and has it begin anew.
@@ -46,8 +47,12 @@ pub(super) async fn strike(ctx: &NemesisContext, name: &'static str, dice: &mut 
     let node = ctx.cluster.start_fresh_ending(point).await?;
     let _node = ctx.hold(&[Mark::Node(node)]).await;
     let logged = ctx.logged(node).len();
-    let asked = ask(ctx, node, about).await;
-    let has_ended = ctx.cluster.wait_exit(node, ENDS).await.is_some();
+    // Who asks a node that has ended asks for long.
+    let (asked, has_ended) = tokio::select! {
+        asked = ask(ctx, node, about) => (asked, ctx.cluster.wait_exit(node, ENDS).await.is_some()),
+        ended = ctx.cluster.wait_exit(node, ASKED) => (Ok(()), ended.is_some()),
+        () = ctx.stop.cancelled() => (Ok(()), false),
+    };
     ctx.cluster.kill(node).await?;
     let seen = has_ended && ctx.logged(node).get(logged..).is_some_and(|log| log.contains("ends at the failpoint"));
     let detail = format!("fresh node {node}, {about:?}");
