@@ -60,6 +60,9 @@ pub struct Start {
     /// Threads that build segments.
     #[arg(long)]
     build_threads: Option<usize>,
+    /// New rows of a collection that are searched one by one before they become a segment with a graph.
+    #[arg(long)]
+    seal_rows: Option<usize>,
     /// Checkpoint a group, and purge its log below the checkpoint, when its log has grown by so many bytes.
     #[arg(long)]
     snapshot_log_bytes: Option<u64>,
@@ -108,6 +111,7 @@ impl Start {
             log_level: self.log_level.clone(),
             search_threads: self.search_threads,
             build_threads: self.build_threads,
+            seal_rows: self.seal_rows,
             snapshot_log_bytes: self.snapshot_log_bytes,
             purge_tail: self.purge_tail,
             scrub_every_s: self.scrub_every_s,

@@ -12,6 +12,7 @@
 //! | [`presence`]        | every node          | this node's record with its addresses; notices that it was removed |
 //! | [`healing`]         | every node          | this node's replica of control with a disk that has lost it       |
 //! | [`divergence`]      | every node          | the replicas here with the state of the majority of their groups  |
+//! | [`stalls`]          | every node          | who leads with whose disk answers                                 |
 //!
 //! A step is idempotent and remembered nowhere else, so a crash at any point leaves work that the next round, or the
 //! next leader, finds again. The order within a leave follows from the conditions: a node is removed only when the shard
@@ -29,6 +30,7 @@ pub mod presence;
 pub mod report;
 pub mod service;
 pub mod shards;
+pub mod stalls;
 pub mod status;
 pub mod supervisor;
 pub mod voters;

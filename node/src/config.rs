@@ -19,6 +19,9 @@ const OTHER_VARIABLES: [&str; 4] = ["QUORATE_CONFIG", "QUORATE_ENDPOINTS", "QUOR
 /// Less would make checkpoints all the time, more would fill disks.
 const SNAPSHOT_LOG_BYTES: std::ops::RangeInclusive<u64> = 64 << 10..=64 << 30;
 
+/// Less would make a segment of every few rows, more is more than one segment may hold.
+const SEAL_ROWS: std::ops::RangeInclusive<usize> = 128..=quorate_index::MAX_SEGMENT_ROWS;
+
 /// A disk that is never read back may rot, and a month is never.
 const SCRUB_EVERY_S: std::ops::RangeInclusive<u64> = 1..=30 * 24 * 3_600;
 
@@ -68,6 +71,9 @@ pub struct Config {
     pub search_threads: usize,
     /// Threads that build segments, at low priority, at least 1.
     pub build_threads: usize,
+    /// So many new rows of a collection are searched one by one before they become a segment with a graph: an even number,
+    /// 128 to 1,048,576. Half as many do if nothing is written for a while.
+    pub seal_rows: usize,
     /// A group is checkpointed, and its log purged below the checkpoint, when its log has grown by so many bytes.
     pub snapshot_log_bytes: u64,
     /// How many entries stay in the log below the checkpoint, for followers that are a little behind.
@@ -105,6 +111,8 @@ pub struct Values {
     pub search_threads: Option<usize>,
     /// See [`Config::build_threads`].
     pub build_threads: Option<usize>,
+    /// See [`Config::seal_rows`].
+    pub seal_rows: Option<usize>,
     /// See [`Config::snapshot_log_bytes`].
     pub snapshot_log_bytes: Option<u64>,
     /// See [`Config::purge_tail`].
@@ -170,6 +178,7 @@ impl Default for Config {
             log_level: "info".into(),
             search_threads: cores,
             build_threads: cores.div_ceil(2),
+            seal_rows: 32_768,
             snapshot_log_bytes: 64 << 20,
             purge_tail: 1_000,
             scrub_every_s: 3_600,
@@ -233,6 +242,7 @@ impl Config {
         put(&mut self.log_level, values.log_level);
         put(&mut self.search_threads, values.search_threads);
         put(&mut self.build_threads, values.build_threads);
+        put(&mut self.seal_rows, values.seal_rows);
         put(&mut self.snapshot_log_bytes, values.snapshot_log_bytes);
         put(&mut self.purge_tail, values.purge_tail);
         put(&mut self.scrub_every_s, values.scrub_every_s);
@@ -266,6 +276,10 @@ impl Config {
             if !(1..=256).contains(&threads) {
                 return invalid(key, format!("{threads} is not within 1..=256"));
             }
+        }
+        let rows = self.seal_rows;
+        if !SEAL_ROWS.contains(&rows) || !rows.is_multiple_of(2) {
+            return invalid("seal_rows", format!("{rows} is not an even number within 128..=1048576"));
         }
         let bytes = self.snapshot_log_bytes;
         if !SNAPSHOT_LOG_BYTES.contains(&bytes) {
@@ -351,6 +365,7 @@ fn set_variable(values: &mut Values, key: &str, value: String) -> Result<(), Str
         "log_level" => values.log_level = Some(value),
         "search_threads" => values.search_threads = Some(number(&value)?),
         "build_threads" => values.build_threads = Some(number(&value)?),
+        "seal_rows" => values.seal_rows = Some(number(&value)?),
         "snapshot_log_bytes" => values.snapshot_log_bytes = Some(number(&value)?),
         "purge_tail" => values.purge_tail = Some(number(&value)?),
         "scrub_every_s" => values.scrub_every_s = Some(number(&value)?),

@@ -60,7 +60,7 @@ impl Context {
                 Stop::Wanted => {}
                 Stop::Damaged(reason) => {
                     if group.id() == GroupId::CONTROL {
-                        context.control.detach();
+                        context.control.detach_replica(group.replica());
                     }
                     context.quarantine.found(group.id(), group.replica(), &reason);
                 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use quorate_raft::{Group, Groups, Leadership, Machine, NodeId, Peer, Table};
+use quorate_raft::{Group, Groups, Leadership, Machine, NodeId, Peer, ReplicaId, Table};
 use quorate_state::control::{Command, Control, Effect, NodeRecord, Reply};
 use quorate_state::{LogTime, Operation, Position, Reject};
 use tokio::sync::{broadcast, oneshot, watch};
@@ -65,8 +65,45 @@ struct Inner {
 struct Running {
     group: Group,
     proposer: Proposer<Command>,
-    /// The task that follows the group's leadership.
-    following: AbortHandle,
+    following: Following,
+}
+
+/// Passes on who leads a group. What the group says last, after it was let go of, must not be taken for news of the one that
+/// comes after it.
+#[derive(Clone)]
+struct Following {
+    follows: Arc<Mutex<bool>>,
+    task: AbortHandle,
+}
+
+impl Following {
+    /// `pass_on` says whether anybody listens.
+    fn start(
+        mut leadership: watch::Receiver<Leadership>,
+        pass_on: impl Fn(Leadership) -> bool + Send + 'static,
+    ) -> Following {
+        let follows = Arc::new(Mutex::new(true));
+        let still = follows.clone();
+        let passes = move |now| {
+            let follows = still.lock();
+            *follows && pass_on(now)
+        };
+        let task = tokio::spawn(async move {
+            loop {
+                let now = leadership.borrow_and_update().clone();
+                if !passes(now) || leadership.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        Following { follows, task: task.abort_handle() }
+    }
+
+    /// Nothing is passed on once this has returned, whatever the task is just at.
+    fn end(&self) {
+        *self.follows.lock() = false;
+        self.task.abort();
+    }
 }
 
 /// What the machine publishes.
@@ -109,36 +146,35 @@ impl ControlHandle {
     pub fn attach(&self, group: Group) {
         let proposer = Proposer::start(group.clone(), self.inner.reached.clone(), self.inner.metrics.clone());
         let inner = Arc::downgrade(&self.inner);
-        let mut leadership = group.leadership();
-        let following = tokio::spawn(async move {
-            loop {
-                let now = leadership.borrow_and_update().clone();
-                let Some(inner) = inner.upgrade() else { return };
-                inner.leadership.send_if_modified(|before| {
-                    let changed = *before != now;
-                    *before = now;
-                    changed
-                });
-                drop(inner);
-                if leadership.changed().await.is_err() {
-                    return;
-                }
-            }
+        // Who hears that this node leads finds the group attached.
+        let mut attached = self.inner.running.write();
+        let following = Following::start(group.leadership(), move |now| {
+            let Some(inner) = inner.upgrade() else { return false };
+            inner.leadership.send_if_modified(|before| mem::replace(before, now.clone()) != now);
+            true
         });
-        let following = following.abort_handle();
-        *self.inner.running.write() = Some(Running { group, proposer, following });
+        *attached = Some(Running { group, proposer, following });
     }
 
-    /// Lets go of the group, for a node that stops or was removed, or whose replica is damaged.
+    /// Lets go of the group, for a node that stops or was removed.
     pub fn detach(&self) {
-        if let Some(running) = self.inner.running.write().take() {
-            // What the old group says last must not be taken for news of the one that follows it.
-            running.following.abort();
-            running.proposer.stop();
-        }
+        self.detach_if(|_| true);
+    }
+
+    /// Lets go of the group if its replica is this one, which is damaged. Who comes late, and finds its successor in its
+    /// place, changes nothing.
+    pub fn detach_replica(&self, replica: ReplicaId) {
+        self.detach_if(|group| group.replica() == replica);
+    }
+
+    fn detach_if(&self, is_meant: impl FnOnce(&Group) -> bool) {
+        let mut attached = self.inner.running.write();
+        let Some(running) = attached.take_if(|running| is_meant(&running.group)) else { return };
+        running.following.end();
+        running.proposer.stop();
         *self.inner.forwarder.lock() = None;
-        // Only news: the supervisor, which detaches again while a quarantine does not become durable, wakes at each.
-        self.inner.leadership.send_if_modified(|before| mem::take(before) != Leadership::default());
+        // Before anybody can attach another group, whose news must not be lost under this.
+        self.inner.leadership.send_replace(Leadership::default());
     }
 
     /// Reads the state as applied here. Keep it short: entries wait for it. It may be a few entries ahead of the rows

@@ -5,7 +5,8 @@
 //! once: it raises an alarm and is worked off slowly.
 //!
 //! A new leader goes on from the moment at which it applied the last entry, not from the moment at which it begins to lead:
-//! an idle group must not lose its idle time with each leader. What is lost is the time in which no node of the group ran.
+//! an idle group must not lose its idle time with each leader. What is lost is the time in which no node of the group ran, and
+//! of an idle group whose new leader has only just started the time since the last entry, at most a minute.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};

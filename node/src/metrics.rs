@@ -38,6 +38,8 @@ pub struct Metrics {
     pub groups_led: IntGauge,
     /// Members of the cluster, as this node's replica of control sees them.
     pub members: IntGauge,
+    /// Times the disk did not answer.
+    pub disk_stalls: IntCounter,
     /// Replicas of this node that were found damaged or diverged.
     pub replicas_quarantined: IntCounter,
     /// Replicas of this node that took the place of a quarantined one and are in full service.
@@ -136,6 +138,11 @@ impl Metrics {
             groups: gauge(&registry, "quorate_groups", "Raft groups that run on this node."),
             groups_led: gauge(&registry, "quorate_groups_led", "Raft groups that this node leads."),
             members: gauge(&registry, "quorate_members", "Members of the cluster, as this node knows it."),
+            disk_stalls: counter(
+                &registry,
+                "quorate_disk_stalls_total",
+                "Times the disk of this node did not answer for a second, so that it handed over what it led.",
+            ),
             replicas_quarantined: counter(
                 &registry,
                 "quorate_replicas_quarantined_total",

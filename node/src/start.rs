@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use quorate_raft::{Group, Groups, GroupsConfig, Identity, IdentityError, NodeId, OpenError, Seams};
+use quorate_raft::{Groups, GroupsConfig, Identity, IdentityError, NodeId, OpenError, Seams};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -20,9 +20,9 @@ use crate::cluster::divergence::Divergence;
 use crate::cluster::formation::Formation;
 use crate::cluster::healing::ControlReplicas;
 use crate::cluster::hosting::Hosting;
-use crate::cluster::plan::heir;
 use crate::cluster::presence::Membership;
 use crate::cluster::report::Reports;
+use crate::cluster::stalls;
 use crate::cluster::{ClusterApi, Supervisor};
 use crate::config::{Config, ConfigError, resolve};
 use crate::context::Context;
@@ -37,8 +37,6 @@ use crate::tasks::Tasks;
 use crate::{grpc, http};
 
 const LOCK_FILE: &str = "lock";
-/// How long a leadership may take to be handed over when the node stops.
-const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long servers may take to end calls under way.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// States are larger than logs and change less: they are read back once in so many passes over the logs.
@@ -168,6 +166,7 @@ impl Node {
         let (removing, removed) = watch::channel(false);
         let supervisor = Supervisor::start(context.clone(), formation.clone(), hosting.clone(), removing);
         let divergence = Divergence::start(context.clone(), formation.clone(), hosting.clone());
+        stalls::watch(context.clone(), hosting.clone());
         Ok(Node { context, tasks, memory, formation, hosting, supervisor, divergence, removed })
     }
 
@@ -176,7 +175,7 @@ impl Node {
         self.supervisor.stop().await;
         let control = self.context.control.group();
         let groups = self.hosting.running().into_iter().map(|(_, group)| group).chain(control);
-        join_all(groups.map(hand_over)).await;
+        join_all(groups.map(stalls::hand_over)).await;
         self.context.shutdown.cancel();
         self.divergence.stop().await;
         self.tasks.stop().await;
@@ -185,18 +184,6 @@ impl Node {
         self.context.control.detach();
         self.context.groups.shutdown().await;
         self.context.dispatch.clear();
-    }
-}
-
-/// Gives leadership to the voter that has most of the log, of those that answer, so that nobody waits for an election.
-async fn hand_over(group: Group) {
-    let view = group.status();
-    if !group.leadership().borrow().mine {
-        return;
-    }
-    let Some(heir) = heir(&view, group.replica(), &view.voters) else { return };
-    if !matches!(timeout(HAND_OVER_TIMEOUT, group.transfer_leader(heir)).await, Ok(Ok(()))) {
-        tracing::warn!(group = %group.id(), "leadership was not handed over; the others hold an election");
     }
 }
 

@@ -422,6 +422,11 @@ impl Groups {
         self.inner.directory.get(group).map(Group::new)
     }
 
+    /// For how long the write to the log that is under way now has waited to become durable; zero if there is none.
+    pub fn disk_stalled(&self) -> Duration {
+        self.inner.log.stalled()
+    }
+
     /// The replicas that have something stored here, also the quarantined ones: the others are to be started after a restart.
     pub fn stored_groups(&self) -> Vec<StoredReplica> {
         self.inner.log.stored()

@@ -64,7 +64,7 @@ impl Formation {
 
     /// Takes this node's replica of control out of service at once and for good: its state is not that of the majority.
     pub async fn condemn(&self, replica: ReplicaId, reason: &str) {
-        self.context.control.detach();
+        self.context.control.detach_replica(replica);
         self.context.quarantine.found(GroupId::CONTROL, replica, reason);
         if let Some(case) = self.context.quarantine.case(GroupId::CONTROL).filter(|case| case.stage == Stage::Found) {
             self.settle(&case).await;
@@ -74,7 +74,7 @@ impl Formation {
     /// Stops control here, because its replicas disagree without a majority. Nothing is deleted.
     pub async fn halt(&self, replica: ReplicaId, reason: &str) {
         self.context.quarantine.halted(GroupId::CONTROL, replica, reason);
-        self.context.control.detach();
+        self.context.control.detach_replica(replica);
         self.context.groups.stop_group(GroupId::CONTROL).await;
     }
 
@@ -110,8 +110,8 @@ impl Formation {
 
     /// Makes a quarantine durable. False if that did not go through: it is for the next round, after a pause.
     async fn settle(&self, case: &Case) -> bool {
-        self.context.control.detach();
         let Some(replica) = case.replica else { return false };
+        self.context.control.detach_replica(replica);
         match self.context.groups.quarantine(GroupId::CONTROL, replica, &case.reason).await {
             Ok(()) => {
                 self.context.quarantine.settled(GroupId::CONTROL, replica);

@@ -108,8 +108,9 @@ impl Hosting {
                 self.report(*shard, self.destroy(*shard).await);
             }
         }
+        let mut control_answers = true;
         for (shard, placed) in placed {
-            if self.is_to_start(shard) {
+            if self.is_to_start(shard) && self.may_start(shard, placed.replica, &mut control_answers).await {
                 busy = true;
                 let started = self.start_placed(shard, placed.replica).await;
                 self.report(shard, started);
@@ -121,15 +122,18 @@ impl Hosting {
         busy
     }
 
-    /// Makes the quarantine of replicas durable that were found damaged, and lets go of them. Says whether there were any.
+    /// Makes the quarantine of replicas durable that were found damaged, and lets go of them. Says whether that went through
+    /// for any of them.
     pub async fn settle(&self) -> bool {
         let found: Vec<ShardId> =
             self.cases().into_iter().filter(|(_, case)| case.stage == Stage::Found).map(|(shard, _)| shard).collect();
-        for shard in &found {
-            let settled = self.settle_one(*shard).await;
-            self.report(*shard, settled);
+        let mut any = false;
+        for shard in found {
+            let settled = self.settle_one(shard).await;
+            any |= settled.is_ok();
+            self.report(shard, settled);
         }
-        !found.is_empty()
+        any
     }
 
     /// Takes a replica out of service at once and for good: its state is not that of the majority.
@@ -297,17 +301,24 @@ impl Hosting {
         }
     }
 
-    /// Starts a replica that the map places here. A stored log of another replica is one that the cluster has forgotten while
-    /// this node was away.
+    /// Whether a replica may be started that the map places here: one that is stored just goes on. Everything else cannot be
+    /// taken back, and the state here may be behind: after a crash in the middle of a deletion it can still name the replica
+    /// that was deleted, which has voted and must never come back empty.
+    async fn may_start(&self, shard: ShardId, replica: ReplicaId, control_answers: &mut bool) -> bool {
+        if stored_replica(&self.context.groups, group_of(shard)).is_some_and(|found| found.replica == replica) {
+            return true;
+        }
+        // A round waits once where nobody leads, and not for each shard.
+        *control_answers = *control_answers && self.context.control.read_barrier(BARRIER_TIMEOUT).await.is_ok();
+        *control_answers && self.placed().get(&shard).is_some_and(|placed| placed.replica == replica)
+    }
+
+    /// Starts a replica that [may be started](Hosting::may_start). A stored log of another replica is one that the cluster has
+    /// forgotten while this node was away.
     async fn start_placed(&self, shard: ShardId, replica: ReplicaId) -> Result<(), OpenError> {
         let stored = stored_replica(&self.context.groups, group_of(shard));
         if stored.as_ref().is_some_and(|found| found.replica == replica) {
             return self.start(shard, replica).await;
-        }
-        // What follows cannot be taken back, and the state here may be behind: after a crash in the middle of a deletion it can
-        // still name the replica that was deleted, which has voted and must never come back empty.
-        if !self.still_placed(shard, replica).await {
-            return Ok(());
         }
         match stored {
             Some(found) => {
@@ -328,11 +339,6 @@ impl Hosting {
     /// older than what was placed here, unless it was replaced meanwhile: then the disk has lost more than that.
     fn was_lost(&self, replica: ReplicaId) -> bool {
         self.context.control.group().is_some_and(|control| replica < control.replica())
-    }
-
-    async fn still_placed(&self, shard: ShardId, replica: ReplicaId) -> bool {
-        self.context.control.read_barrier(BARRIER_TIMEOUT).await.is_ok()
-            && self.placed().get(&shard).is_some_and(|placed| placed.replica == replica)
     }
 
     /// Starts a replica. One that turns out to be damaged becomes a case, which is no error.

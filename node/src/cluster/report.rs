@@ -11,6 +11,7 @@ use quorate_api::v1::{GroupStatus, NodeStatus, ReplicaStatus, StatusResponse};
 use quorate_raft::{Group, GroupId, NodeId};
 use quorate_state::control::MemberRecord;
 
+use super::stalls::STALLED;
 use super::{group_of, in_state};
 use crate::context::Context;
 use crate::error::Error;
@@ -40,6 +41,15 @@ pub fn local(context: &Context) -> StatusResponse {
     own.version = env!("CARGO_PKG_VERSION").to_owned();
     own.reachable = true;
     let (mut problems, mut next_steps) = (Vec::new(), Vec::new());
+    let stalled = context.groups.disk_stalled();
+    if stalled >= STALLED {
+        own.disk_stalled_ms = u64::try_from(stalled.as_millis()).unwrap_or(u64::MAX);
+        let node = super::status::name(&own);
+        problems.push(format!("The disk of {node} has not answered for {} s.", stalled.as_secs()));
+        next_steps.push(format!(
+            "Look at the disk of {node}: it serves again when that answers; restart it elsewhere if not."
+        ));
+    }
     for (group, case) in context.quarantine.cases() {
         let (problem, next_step) = told(&own, group, &case);
         problems.push(problem);

@@ -69,8 +69,9 @@ impl Shards {
         // What a dead replica has matched stays near the end of a quiet log, and a leader that hands over takes no more
         // writes until somebody is elected: ask the node itself.
         let Some(member) = view.members.get(&chosen).filter(|_| is_caught_up(&view, chosen)) else { return };
-        let reachable = report::fetch(context, member.node).await.is_ok();
-        if !reachable || !context.control.read(|control| control.shard(shard).is_some_and(is_settled)) {
+        let answers = report::fetch(context, member.node).await;
+        let ready = answers.is_ok_and(|report| report.nodes.iter().all(|node| node.disk_stalled_ms == 0));
+        if !ready || !context.control.read(|control| control.shard(shard).is_some_and(is_settled)) {
             return;
         }
         if let Ok(Err(error)) = timeout(STEP_TIMEOUT, group.transfer_leader(chosen)).await {

@@ -110,6 +110,7 @@ fn nodes(
         if let Some(own) = answered.get(node.node_id.as_str()) {
             node.reachable = true;
             node.version.clone_from(&own.version);
+            node.disk_stalled_ms = own.disk_stalled_ms;
         }
         // A replica that was replaced counts as a voter until the group has let go of it, and it will never vote.
         let current = members.iter().find(|member| member.node.node.to_string() == node.node_id);

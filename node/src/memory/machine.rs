@@ -248,10 +248,8 @@ impl ShardMachine {
 impl super::replica::IndexPlan {
     /// The settings of a collection's index.
     pub(super) fn settings(&self, collection: &CollectionView) -> Settings {
-        let mut settings = Settings::new(collection.dimension as usize, metric_of(collection.metric));
-        settings.seal_rows = self.seal_rows.unwrap_or(settings.seal_rows);
-        settings.flat_below = self.flat_below.unwrap_or(settings.flat_below);
-        settings
+        let defaults = Settings::new(collection.dimension as usize, metric_of(collection.metric));
+        Settings { seal_rows: self.seal_rows, flat_below: self.seal_rows / 2, ..defaults }
     }
 }
 

@@ -97,8 +97,7 @@ fn open(directory: &TempDir, store: &Arc<dyn StateStore>) -> (ShardMachine, Arc<
         directory: directory.path().join("index"),
         builder: Builder::new(1),
         // Small, so that a test has segments and not only a head.
-        seal_rows: Some(256),
-        flat_below: Some(64),
+        seal_rows: 256,
     };
     let replica = Arc::new(Replica::new(ShardId(1), plan));
     let mut machine = ShardMachine::new(replica.clone());

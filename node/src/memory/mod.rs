@@ -101,8 +101,7 @@ impl Memory {
         let plan = IndexPlan {
             directory: context.config.data_dir.join("index"),
             builder: Builder::new(context.config.build_threads),
-            seal_rows: None,
-            flat_below: None,
+            seal_rows: context.config.seal_rows,
         };
         let registry = context.metrics.registry.clone();
         let registered = |error: prometheus::Error| Error::internal(format!("metrics of the memory: {error}"));

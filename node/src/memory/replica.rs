@@ -44,10 +44,8 @@ pub(super) struct IndexPlan {
     pub(super) directory: PathBuf,
     /// The build threads of the process.
     pub(super) builder: Builder,
-    /// Rows at which a head is sealed; `None` takes the default of the index.
-    pub(super) seal_rows: Option<usize>,
-    /// Rows below which a segment gets no graph; `None` takes the default of the index.
-    pub(super) flat_below: Option<usize>,
+    /// Rows at which a head is sealed. Half as many make a graph.
+    pub(super) seal_rows: usize,
 }
 
 /// The index of one collection's slice.

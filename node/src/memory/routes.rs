@@ -209,7 +209,7 @@ impl Inner {
     }
 
     /// Asks a replica of the shard, this node's own first, until one answers. `STALE_ROUTE` is as for a write, and
-    /// `INTERNAL` means that every replica is damaged, or the last that was asked in time.
+    /// `INTERNAL` means that the index of every replica is damaged, or of the last that was asked in time.
     pub(super) async fn ask<A: Message + Default>(
         &self,
         shard: ShardId,

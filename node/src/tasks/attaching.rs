@@ -7,7 +7,7 @@
 //! Only those sessions wait. The heartbeats of the others go by: one agent that comes back while the leader's disk stalls must
 //! not let all sessions of its node expire.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,22 +24,17 @@ use super::link::settle;
 
 /// How often a leader that waits to be confirmed looks whether it is.
 const CONFIRM_EVERY: Duration = Duration::from_millis(10);
-/// Parts of frames that wait at once. Beyond it the node's stream is not read.
-const PARTS: usize = 16;
 /// Streams that are proposed in one call.
 const STREAMS_A_CALL: usize = 1_000;
 
-/// A part of a frame, and of those behind it, with the sessions in it.
-struct Part {
-    sessions: HashSet<u64>,
-    up: Up,
-}
-
-/// What waits on one link.
+/// What waits on one link. There are at most as many parts as the node has sessions.
 #[derive(Default)]
 pub(super) struct Attaching {
-    parts: BTreeMap<u64, Part>,
-    number: u64,
+    /// What was said of the sessions of a part, by the frames that said it: each is bounded, and so is what is proposed for it.
+    parts: BTreeMap<u64, VecDeque<Up>>,
+    /// The part in which a session waits.
+    waiting: HashMap<u64, u64>,
+    last: u64,
     under_way: FuturesUnordered<BoxFuture<'static, (u64, bool)>>,
 }
 
@@ -48,23 +43,14 @@ impl Attaching {
         self.parts.is_empty()
     }
 
-    /// Whether another frame may be read.
-    pub(super) fn has_room(&self) -> bool {
-        self.parts.len() < PARTS
-    }
-
     /// Keeps back what has to wait of a frame, and gives the rest.
     pub(super) fn admit(&mut self, leader: &Arc<Leader>, up: Up) -> Up {
-        #[cfg(feature = "planted")]
-        if crate::planted::is("unconfirmed-attach") {
-            return up;
-        }
         // Nearly all frames: nothing waits, and nobody comes.
         if up.attaches.is_empty() && self.is_empty() {
             return up;
         }
         let new = new_streams(leader, &up);
-        let sessions: HashSet<u64> = match leader.is_confirmed() {
+        let sessions: HashSet<u64> = match may_answer(leader) {
             true => new.iter().map(|(session, _)| session.0).collect(),
             false => up.attaches.iter().map(|attach| attach.session).collect(),
         };
@@ -79,28 +65,41 @@ impl Attaching {
         mut sessions: HashSet<u64>,
         ready: impl FnOnce() -> BoxFuture<'static, bool>,
     ) -> Up {
-        for part in self.parts.values_mut() {
-            part.up.append(up.split_off(|session| part.sessions.contains(&session)));
-            sessions.retain(|session| !part.sessions.contains(session));
-        }
+        sessions.retain(|session| !self.waiting.contains_key(session));
         if !sessions.is_empty() {
-            let kept = up.split_off(|session| sessions.contains(&session));
-            self.number += 1;
-            let (number, ready) = (self.number, ready());
+            self.last += 1;
+            let (number, ready) = (self.last, ready());
+            self.waiting.extend(sessions.into_iter().map(|session| (session, number)));
+            self.parts.insert(number, VecDeque::new());
             self.under_way.push(Box::pin(async move { (number, ready.await) }));
-            self.parts.insert(number, Part { sessions, up: kept });
+        }
+        for (number, said) in up.split_off(|session| self.waiting.get(&session).copied()) {
+            self.parts.get_mut(&number).expect("a session waits in a part that is there").push_back(said);
         }
         up
     }
 
-    /// The next part that may be tried again; `None` if this leader cannot come to that. Never, if nothing waits.
-    pub(super) async fn next(&mut self) -> Option<Up> {
+    /// What was said of the sessions of the next part that may be tried again, in its order; `None` if this leader cannot come
+    /// to that. Never, if nothing waits.
+    pub(super) async fn next(&mut self) -> Option<VecDeque<Up>> {
         match self.under_way.next().await {
-            Some((number, true)) => self.parts.remove(&number).map(|part| part.up),
+            Some((number, true)) => {
+                self.waiting.retain(|_, part| *part != number);
+                self.parts.remove(&number)
+            }
             Some((_, false)) => None,
             None => std::future::pending().await,
         }
     }
+}
+
+/// Whether what the leader's book says of a session may be told to its agent.
+fn may_answer(leader: &Leader) -> bool {
+    #[cfg(feature = "planted")]
+    if crate::planted::is("unconfirmed-attach") {
+        return true;
+    }
+    leader.is_confirmed()
 }
 
 /// The streams of a frame that the log does not know yet.
@@ -127,7 +126,7 @@ async fn record(leader: &Leader, new: Vec<(SessionId, u64)>) -> bool {
             return false;
         }
     }
-    while !leader.is_confirmed() {
+    while !may_answer(leader) {
         sleep(CONFIRM_EVERY).await;
     }
     true
@@ -171,10 +170,34 @@ mod tests {
         assert_eq!((&rest.beats[..], rest.closes.len()), (&[beat(2, 8)][..], 0));
         tell.send(true).expect("it is waited for");
         let part = attaching.next().await.expect("it may be tried again");
-        let said = Up { attaches: vec![attach(1, 2)], beats: vec![beat(1, 3)], closes: vec![close], ..Up::default() };
-        assert_eq!(part, said, "all that was said of it, in its order");
+        let said = [
+            Up { attaches: vec![attach(1, 2)], ..Up::default() },
+            Up { beats: vec![beat(1, 3)], closes: vec![close], ..Up::default() },
+        ];
+        assert_eq!(part, said, "all that was said of it, in its order, and no frame larger than it was");
         assert!(attaching.is_empty());
         assert_eq!(later(&mut attaching, Up { beats: vec![beat(1, 4)], ..Up::default() }).beats, vec![beat(1, 4)]);
+    }
+
+    #[tokio::test]
+    async fn many_that_wait_do_not_close_the_stream_to_the_others() {
+        let mut attaching = Attaching::default();
+        let mut told = Vec::new();
+        for session in 1..=1_000 {
+            let (tell, ready) = oneshot::channel::<()>();
+            told.push(tell);
+            let ready = || -> BoxFuture<'static, bool> { Box::pin(async move { ready.await.is_ok() }) };
+            let up = Up { attaches: vec![attach(session, 2)], beats: vec![beat(2_000, session)], ..Up::default() };
+            let rest = attaching.keep_back(up, HashSet::from([session]), ready);
+            assert_eq!((rest.attaches.len(), &rest.beats[..]), (0, &[beat(2_000, session)][..]));
+        }
+        told.remove(500).send(()).expect("it is waited for");
+        let part = attaching.next().await.expect("it may be tried again");
+        assert_eq!(part, [Up { attaches: vec![attach(501, 2)], ..Up::default() }]);
+        assert_eq!(
+            later(&mut attaching, Up { beats: vec![beat(501, 1), beat(502, 1)], ..Up::default() }).beats,
+            [beat(501, 1)]
+        );
     }
 
     #[tokio::test]

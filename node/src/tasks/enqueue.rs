@@ -19,6 +19,7 @@ use v1::enqueue_answer::Outcome;
 use super::{Tasks, wire};
 use crate::error::Error;
 use crate::limits::ENTRY_BYTES;
+use crate::log_clock::Clock;
 
 /// Frames of one stream that are under way. Beyond it the stream is not read.
 const FRAMES_IN_FLIGHT: usize = 64;
@@ -28,9 +29,9 @@ const TASK_BYTES: usize = 96;
 const ANSWERS: usize = 64;
 
 /// Checks an enqueue and makes its operation.
-pub(super) fn operation(request: &v1::EnqueueRequest) -> Result<Operation<Command>, Error> {
+pub(super) fn operation(request: &v1::EnqueueRequest, clock: &dyn Clock) -> Result<Operation<Command>, Error> {
     wire::check_enqueue(&request.tasks)?;
-    let id = wire::request_id(&request.request_id)?;
+    let id = wire::request_id(&request.request_id, clock)?;
     let tasks = request.tasks.iter().map(wire::task_from_wire).collect();
     Ok(Operation { request: Some(id), command: Command::Enqueue { tasks } })
 }
@@ -106,7 +107,7 @@ fn accept(tasks: &Arc<Tasks>, calls: Vec<v1::EnqueueCall>) -> (Vec<BoxFuture<'st
     for call in calls {
         let request = call.request.unwrap_or_default();
         let size: usize = request.tasks.iter().map(|task| TASK_BYTES + task.payload.len()).sum();
-        match too_many.clone().map_or_else(|| operation(&request), Err) {
+        match too_many.clone().map_or_else(|| operation(&request, &*tasks.context.clock), Err) {
             Ok(operation) => {
                 // What goes into an entry of its own does not hold up the rest.
                 if bytes + size > ENTRY_BYTES && !operations.is_empty() {
@@ -165,6 +166,7 @@ fn answer(seq: u64, outcome: Result<v1::EnqueueResponse, Error>) -> v1::EnqueueA
 mod tests {
     use super::*;
     use crate::error::ErrorReason;
+    use crate::log_clock::SystemClock;
     use quorate_state::TaskId;
 
     #[test]
@@ -172,7 +174,7 @@ mod tests {
         let task = v1::NewTask { queue: "q".into(), ..v1::NewTask::default() };
         let id = uuid::Uuid::now_v7();
         let request = v1::EnqueueRequest { request_id: id.to_string(), tasks: vec![task] };
-        let made = operation(&request).expect("valid");
+        let made = operation(&request, &SystemClock::new()).expect("valid");
         assert_eq!(made.request.map(|request| request.0), Some(id.as_u128()));
         assert!(matches!(made.command, Command::Enqueue { tasks } if tasks.len() == 1));
     }

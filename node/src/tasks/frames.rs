@@ -4,6 +4,8 @@
 //! fields, which makes merging two frames harmless: a session is attached before its finishes are looked at, and what
 //! names an older attachment is ignored.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use prost::Message;
 use quorate_api::v1;
@@ -192,24 +194,45 @@ pub(super) trait Gathered: Message + Default {
 }
 
 impl Up {
-    /// Takes out what is said of some sessions.
-    pub(super) fn split_off(&mut self, of: impl Fn(u64) -> bool) -> Up {
-        Up {
-            attaches: self.attaches.extract_if(.., |item| of(item.session)).collect(),
-            beats: self.beats.extract_if(.., |item| of(item.session)).collect(),
-            finishes: self.finishes.extract_if(.., |item| of(item.session)).collect(),
-            closes: self.closes.extract_if(.., |item| of(item.session)).collect(),
-            detaches: self.detaches.extract_if(.., |item| of(item.session)).collect(),
-        }
+    /// Takes out what is said of some sessions, by the part to which `part_of` says that they belong.
+    pub(super) fn split_off(&mut self, part_of: impl Fn(u64) -> Option<u64>) -> BTreeMap<u64, Up> {
+        let mut parts: BTreeMap<u64, Up> = BTreeMap::new();
+        split(
+            &mut self.attaches,
+            |item| part_of(item.session),
+            |part, item| parts.entry(part).or_default().attaches.push(item),
+        );
+        split(
+            &mut self.beats,
+            |item| part_of(item.session),
+            |part, item| parts.entry(part).or_default().beats.push(item),
+        );
+        split(
+            &mut self.finishes,
+            |item| part_of(item.session),
+            |part, item| parts.entry(part).or_default().finishes.push(item),
+        );
+        split(
+            &mut self.closes,
+            |item| part_of(item.session),
+            |part, item| parts.entry(part).or_default().closes.push(item),
+        );
+        split(
+            &mut self.detaches,
+            |item| part_of(item.session),
+            |part, item| parts.entry(part).or_default().detaches.push(item),
+        );
+        parts
     }
+}
 
-    /// Adds what was said later.
-    pub(super) fn append(&mut self, later: Up) {
-        self.attaches.extend(later.attaches);
-        self.beats.extend(later.beats);
-        self.finishes.extend(later.finishes);
-        self.closes.extend(later.closes);
-        self.detaches.extend(later.detaches);
+/// Takes out the items that belong to a part. The others keep their order.
+fn split<T>(items: &mut Vec<T>, part_of: impl Fn(&T) -> Option<u64>, mut put: impl FnMut(u64, T)) {
+    for item in std::mem::take(items) {
+        match part_of(&item) {
+            Some(part) => put(part, item),
+            None => items.push(item),
+        }
     }
 }
 
@@ -327,10 +350,10 @@ mod tests {
         let place = |session| Place { session, attachment: 1 };
         let beat = |session, seq| Beat { session, attachment: 1, seq, draining: false };
         let mut up = Up { beats: vec![beat(1, 5), beat(2, 6)], detaches: vec![place(2), place(1)], ..Up::default() };
-        let mut taken = up.split_off(|session| session == 2);
+        let taken = up.split_off(|session| (session == 2).then_some(7));
         assert_eq!((&up.beats[..], &up.detaches[..]), (&[beat(1, 5)][..], &[place(1)][..]));
-        taken.append(Up { beats: vec![beat(2, 7)], ..Up::default() });
-        assert_eq!((&taken.beats[..], &taken.detaches[..]), (&[beat(2, 6), beat(2, 7)][..], &[place(2)][..]));
+        let said = Up { beats: vec![beat(2, 6)], detaches: vec![place(2)], ..Up::default() };
+        assert_eq!(taken, BTreeMap::from([(7, said)]));
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! - Nothing outlives the leadership: the relay streams end, and every node tells the next leader what its sessions hold.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -143,9 +144,7 @@ impl Leader {
         let payloads = match self.payloads(deliveries) {
             Ok(payloads) => payloads,
             Err(error) => {
-                // The attempts stay with their sessions, and go out when these attach to the next leader.
-                tracing::error!(%error, "cannot read the payloads of granted tasks; this node gives up the lead");
-                self.over.cancel();
+                self.cannot_read(&error);
                 return;
             }
         };
@@ -173,7 +172,19 @@ impl Leader {
         self.send(posts);
     }
 
-    pub(super) fn payloads(&self, deliveries: &[Delivery]) -> std::io::Result<Vec<Option<bytes::Bytes>>> {
+    /// The attempts stay with their sessions, and go out when these attach to the next leader.
+    fn cannot_read(&self, error: &io::Error) {
+        let reason = format!("this node leads and cannot read the payloads of granted tasks: {error}");
+        tracing::error!("{reason}");
+        self.over.cancel();
+        // A damaged replica goes out of service by itself, and one that is being taken out is closed. Otherwise this node would
+        // lead on without being able to hand out what it grants.
+        if !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::NotConnected) {
+            self.context.fault.send_replace(Some(reason));
+        }
+    }
+
+    pub(super) fn payloads(&self, deliveries: &[Delivery]) -> io::Result<Vec<Option<bytes::Bytes>>> {
         let keys: Vec<_> = deliveries.iter().map(|delivery| Control::task_payload_key(delivery.task)).collect();
         let Some(&(table, _)) = keys.first() else { return Ok(Vec::new()) };
         let keys: Vec<&[u8]> = keys.iter().map(|(_, key)| key.as_slice()).collect();

@@ -139,10 +139,12 @@ pub(super) async fn serve(
             () = outbox.filled.notified() => yield_now().await,
             reserved = outbound.reserve(), if stuck => if reserved.is_err() { return },
             ready = attaching.next(), if !attaching.is_empty() => {
-                let Some(up) = ready else { return };
-                under_way.extend(take_in(&leader, link, attaching.admit(&leader, up)));
+                let Some(said) = ready else { return };
+                for up in said {
+                    under_way.extend(take_in(&leader, link, attaching.admit(&leader, up)));
+                }
             }
-            frame = inbound.recv(), if attaching.has_room() && under_way.len() < FRAMES_IN_FLIGHT => {
+            frame = inbound.recv(), if under_way.len() < FRAMES_IN_FLIGHT => {
                 let Some(frame) = frame else { return };
                 match Up::decode(frame) {
                     Ok(up) => under_way.extend(take_in(&leader, link, attaching.admit(&leader, up))),

@@ -47,15 +47,28 @@ pub(crate) async fn start(config: Config) -> Result<NodeHandle, StartError> {
 
 #[cfg(not(feature = "rocksdb"))]
 pub(crate) async fn start(config: Config) -> Result<NodeHandle, StartError> {
-    let states = MemoryStates::new(config.data_dir.join("scratch"));
-    start_on(config, states).await
+    let disk = Disk::new(&config.data_dir);
+    start_on(config, &disk).await
 }
 
-/// Starts a node whose states are on this disk, and everything else in memory.
-async fn start_on(config: Config, states: MemoryStates) -> Result<NodeHandle, StartError> {
+/// What a node in memory is on, to break it.
+#[derive(Clone)]
+pub(crate) struct Disk {
+    pub(crate) log: MemoryLog,
+    pub(crate) states: MemoryStates,
+}
+
+impl Disk {
+    fn new(dir: &Path) -> Disk {
+        Disk { log: MemoryLog::new(), states: MemoryStates::new(dir.join("scratch")) }
+    }
+}
+
+async fn start_on(config: Config, disk: &Disk) -> Result<NodeHandle, StartError> {
+    let Disk { log, states } = disk.clone();
     quorate_node::start::start_with(config, |_| {
         Ok(Seams {
-            log: Arc::new(MemoryLog::new()),
+            log: Arc::new(log),
             floor: Arc::new(MemoryFloor::new()),
             states: Arc::new(states),
             connector: Arc::new(TcpConnector),
@@ -81,12 +94,12 @@ impl TestNode {
         TestNode { dir, handle }
     }
 
-    /// A node with the disk that its states are on, to break.
-    pub(crate) async fn start_with_disk() -> (TestNode, MemoryStates) {
+    /// A node in memory.
+    pub(crate) async fn start_with_disk() -> (TestNode, Disk) {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let states = MemoryStates::new(dir.path().join("scratch"));
-        let handle = start_on(config(dir.path()), states.clone()).await.expect("the node starts");
-        (TestNode { dir, handle }, states)
+        let disk = Disk::new(dir.path());
+        let handle = start_on(config(dir.path()), &disk).await.expect("the node starts");
+        (TestNode { dir, handle }, disk)
     }
 
     /// Stops the node and starts it again on the same directory and addresses.

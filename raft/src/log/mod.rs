@@ -17,6 +17,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -460,6 +461,11 @@ impl LogStore {
     /// Forgets a doomed replica, when nothing of it is left anywhere.
     pub(crate) async fn end_destroy(&self, group: GroupId) -> Result<(), LogError> {
         Ok(self.shared.writer.submit_and_wait([], [FloorChange::Gone { group }]).await?)
+    }
+
+    /// For how long the batch that is under way has waited to become durable; zero if there is none.
+    pub fn stalled(&self) -> Duration {
+        self.shared.writer.stalled()
     }
 
     /// Writes what still waits and ends the writer. Every later write is refused.

@@ -134,6 +134,8 @@ struct Shared {
     signal: Signal,
     metrics: LogMetrics,
     observer: Option<Observer>,
+    /// Since when a batch is under way.
+    busy: Mutex<Option<tokio::time::Instant>>,
     /// Told when the writer has ended.
     ended: Notify,
 }
@@ -163,7 +165,8 @@ impl Writer {
             WriterMode::Task(hooks) => Signal::Task(Notify::new(), hooks),
         };
         let (queue, ended) = (Mutex::new(Queue::default()), Notify::new());
-        let shared = Arc::new(Shared { engine, floor, queue, signal, metrics, observer, ended });
+        let busy = Mutex::default();
+        let shared = Arc::new(Shared { engine, floor, queue, signal, metrics, observer, busy, ended });
         let thread = match &shared.signal {
             Signal::Thread(_) => {
                 let shared = shared.clone();
@@ -195,6 +198,11 @@ impl Writer {
             self.shared.wake();
         }
         Ok(())
+    }
+
+    /// For how long the batch that is under way has waited to become durable; zero if there is none.
+    pub(crate) fn stalled(&self) -> Duration {
+        self.shared.busy.lock().map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Remembers the last committed entry of a group, to be written with whatever is written next.
@@ -306,6 +314,7 @@ impl Shared {
                     break;
                 }
             }
+            *self.busy.lock() = Some(tokio::time::Instant::now());
             if let Err(error) = self.lower(&batch).and_then(|_| self.commit(&batch)).and_then(|()| self.raise(&batch)) {
                 // The kernel may already have marked the pages that it failed to write as clean, so a second fsync would
                 // report a success that is none. Nothing this process does can be trusted to be durable any more.
@@ -315,6 +324,7 @@ impl Shared {
                 );
                 std::process::abort();
             }
+            *self.busy.lock() = None;
             answer(&mut batch);
         }
         self.ended.notify_waiters();
@@ -340,6 +350,7 @@ impl Shared {
                 continue;
             }
             let part = (hooks.latency)() / 3;
+            *self.busy.lock() = Some(tokio::time::Instant::now());
             if let Err(error) = self.make_durable(&batch, part).await {
                 let mut queue = self.queue.lock();
                 queue.phase = Phase::Closed;
@@ -351,6 +362,7 @@ impl Shared {
                 break;
             }
             pause(part).await;
+            *self.busy.lock() = None;
             answer(&mut batch);
             (hooks.answered)();
         }

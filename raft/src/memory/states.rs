@@ -46,6 +46,7 @@ struct Disk {
     life: u64,
     stagings: u64,
     full: bool,
+    unreadable: bool,
 }
 
 struct MemoryStore {
@@ -88,6 +89,11 @@ impl MemoryStates {
     /// While the disk is full every flush, checkpoint and received snapshot fails.
     pub fn set_full(&self, full: bool) {
         self.disk.lock().full = full;
+    }
+
+    /// While the disk is unreadable every read of rows fails, and says nothing about what they are; writes go on.
+    pub fn set_unreadable(&self, unreadable: bool) {
+        self.disk.lock().unreadable = unreadable;
     }
 
     /// The groups that have something stored.
@@ -232,7 +238,9 @@ impl MemoryStore {
     }
 
     fn rows(&self) -> io::Result<Arc<Rows>> {
-        drop(self.states.alive()?);
+        if self.states.alive()?.unreadable {
+            return Err(io::Error::other("the simulated disk cannot be read"));
+        }
         Ok(self.current.lock().clone())
     }
 }
@@ -282,7 +290,7 @@ impl StateStore for MemoryStore {
 
     fn flush(&self) -> io::Result<()> {
         self.states.has_room()?;
-        let rows = self.rows()?;
+        let rows = self.current.lock().clone();
         self.states.alive()?.durable.insert(self.group, rows);
         Ok(())
     }
