@@ -56,6 +56,7 @@ pub(crate) async fn run(world: Arc<World>, node: usize) -> turmoil::Result {
     slot.started(Running {
         context: running.context.clone(),
         hosting: running.hosting.clone(),
+        memory: running.memory.clone(),
         removed: running.removed.clone(),
     });
     serve(&running).await?;
@@ -195,7 +196,7 @@ async fn probe(world: &World, context: &Context) -> turmoil::Result {
         let until = Instant::now() + PROBE_PATIENCE;
         if let Ok(Ok(reply)) = context.control.propose_anywhere(Operation::new(command), until).await {
             world.with_history(|history| {
-                history.violation(format!("task {task} takes the stale token {token}: {reply:?}"));
+                history.violation(format!("audit: task {task} takes the stale token {token}: {reply:?}"));
             });
         }
     }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::Mutex;
 use quorate_node::Context;
 use quorate_node::cluster::hosting::Hosting;
+use quorate_node::memory::Memory;
 use quorate_raft::memory::{CommitFault, FloorFault, MemoryFloor, MemoryLog, MemoryStates};
 use quorate_raft::{Group, GroupId, LogChange, MarkKind, NodeId};
 use quorate_state::Position;
@@ -104,6 +105,8 @@ pub(crate) struct Running {
     pub(crate) context: Context,
     /// Its replicas of shards.
     pub(crate) hosting: Arc<Hosting>,
+    /// Their machines.
+    pub(crate) memory: Arc<Memory>,
     /// Whether it has found out that it is a member no longer.
     pub(crate) removed: watch::Receiver<bool>,
 }
