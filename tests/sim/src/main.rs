@@ -35,6 +35,7 @@ mod nemesis;
 mod network;
 mod node;
 mod planted;
+mod repeat;
 mod report;
 mod run;
 mod slot;

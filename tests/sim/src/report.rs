@@ -30,6 +30,8 @@ pub(crate) struct Report {
     pub(crate) memory_operations: u64,
     /// Replicas that were taken out of service because they were damaged.
     pub(crate) quarantined: u64,
+    /// Requests between nodes that arrived twice, by kind.
+    pub(crate) repeated: BTreeMap<String, u64>,
     /// What a repetition of the seed must have too.
     pub(crate) trace: String,
     /// What was wrong.
@@ -69,6 +71,7 @@ impl Report {
             operations: history.operations,
             memory_operations: history.memory_operations,
             quarantined: 0,
+            repeated: BTreeMap::new(),
             trace: format!("{:016x}", history.trace.value()),
             violations: history.violations(),
         }
@@ -149,6 +152,8 @@ pub(crate) struct Summary {
     pub(crate) memory_operations: u64,
     /// Replicas that were taken out of service because they were damaged.
     pub(crate) quarantined: u64,
+    /// Requests between nodes that arrived twice, by kind.
+    pub(crate) repeated: BTreeMap<String, u64>,
     /// What was wrong, by seed.
     pub(crate) violations: BTreeMap<u64, Vec<String>>,
 }
@@ -167,6 +172,9 @@ impl Summary {
         for (kind, count) in &report.faults {
             *self.faults.entry(kind.clone()).or_default() += count;
         }
+        for (kind, count) in &report.repeated {
+            *self.repeated.entry(kind.clone()).or_default() += count;
+        }
         if !report.is_clean() {
             self.violations.insert(report.seed, report.violations.clone());
         } else if !report.is_valid() {
@@ -182,9 +190,11 @@ impl Summary {
 
     /// A few lines for people.
     pub(crate) fn lines(&self) -> String {
-        let faults: Vec<_> = self.faults.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+        let told = |counts: &BTreeMap<String, u64>| {
+            counts.iter().map(|(kind, count)| format!("{kind} {count}")).collect::<Vec<_>>().join(", ")
+        };
         format!(
-            "{} seeds, {} of them invalid, {} with violations; {} steps, {} entries, {} leaders, {} crashes, {} operations ({} of memory), {} quarantined\nfaults: {}",
+            "{} seeds, {} of them invalid, {} with violations; {} steps, {} entries, {} leaders, {} crashes, {} operations ({} of memory), {} quarantined\nfaults: {}\narrived twice: {}",
             self.seeds,
             self.invalid.len(),
             self.violations.len(),
@@ -195,7 +205,8 @@ impl Summary {
             self.operations,
             self.memory_operations,
             self.quarantined,
-            faults.join(", ")
+            told(&self.faults),
+            told(&self.repeated)
         )
     }
 }

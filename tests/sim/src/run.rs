@@ -72,7 +72,8 @@ fn simulate(seed: u64, steps: u64, scratch: &Path, history: History, panics: &Mu
     }
     history.trace.flush();
     let quarantined = world.damages.lock().quarantined();
-    Report { quarantined, ..Report::new(seed, steps, &history, &nemesis) }
+    let repeated = world.repeated.lock().iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
+    Report { quarantined, repeated, ..Report::new(seed, steps, &history, &nemesis) }
 }
 
 fn build(seed: u64, world: &Arc<World>) -> Sim<'static> {

@@ -159,6 +159,8 @@ pub(crate) struct Slot {
     pub(crate) commit_us: AtomicU64,
     /// The next commit takes so many microseconds longer.
     pub(crate) stall_us: AtomicU64,
+    /// Requests of peers arrive twice here, on the connections that have a repeater.
+    pub(crate) repeats: AtomicBool,
     mood: Arc<Mutex<Mood>>,
     batches: Arc<Mutex<Batches>>,
     written: Arc<Mutex<VecDeque<Written>>>,
@@ -182,6 +184,7 @@ impl Slot {
             died: AtomicBool::new(false),
             commit_us: AtomicU64::new(FAST_DISK_US),
             stall_us: AtomicU64::new(0),
+            repeats: AtomicBool::new(false),
             mood: Arc::default(),
             batches: Arc::default(),
             written: Arc::default(),
