@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use quorate_raft::memory::view_change;
 use quorate_raft::{Applying, GroupId, LogChange, MarkKind, ReplicaId};
-use quorate_state::control::Effect;
 use quorate_state::TaskId;
+use quorate_state::control::Effect;
 
 use crate::audit::Audit;
 use crate::check::ends::Ends;

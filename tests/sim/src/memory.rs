@@ -260,7 +260,9 @@ impl Worker {
                         history.trace.note(to, format_args!("{id}: {action:?}"));
                         history.registers.add(id, Operation { from, to, action });
                         if history.points.outcome(RequestId(request.as_u128())).is_none() {
-                            history.violation(format!("points: a delete of {id} was acknowledged and nobody has applied it"));
+                            history.violation(format!(
+                                "points: a delete of {id} was acknowledged and nobody has applied it"
+                            ));
                         }
                     });
                     self.seen.remove(id);

@@ -129,11 +129,12 @@ async fn serve(world: &Arc<World>, node: &Node, place: usize) -> turmoil::Result
     let context = node.context.clone();
     let never = CancellationToken::new();
     let world = world.clone();
-    let peers = listen(PEER_PORT).await?.map(move |accepted| {
-        accepted.map(|stream| {
-            if world.one_in(2) { repeat::through(&world, place, stream) } else { Box::new(stream) as BoxIo }
-        })
-    });
+    let peers =
+        listen(PEER_PORT).await?.map(move |accepted| {
+            accepted.map(|stream| {
+                if world.one_in(2) { repeat::through(&world, place, stream) } else { Box::new(stream) as BoxIo }
+            })
+        });
     let groups = context.groups.clone();
     tokio::spawn(groups_served(groups, peers, never.clone()));
     let cluster = ClusterApi::new(context.clone(), node.formation.clone());

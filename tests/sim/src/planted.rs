@@ -21,8 +21,7 @@ const PAGE: &str = include_str!("../PLANTED.md");
 /// If it was built without them.
 pub(crate) fn names() -> anyhow::Result<BTreeSet<&'static str>> {
     #[cfg(feature = "planted")]
-    let names: BTreeSet<&'static str> =
-        quorate_node::planted::names().chain(quorate_client::planted::NAMES).collect();
+    let names: BTreeSet<&'static str> = quorate_node::planted::names().chain(quorate_client::planted::NAMES).collect();
     #[cfg(not(feature = "planted"))]
     let names = BTreeSet::new();
     anyhow::ensure!(

@@ -104,7 +104,9 @@ impl Service<Request<Body>> for Repeater {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let request = self.prepare(request);
         let answer = self.server.clone().oneshot(request);
-        Box::pin(async move { Ok(answer.await.unwrap_or_else(|error| Status::unavailable(error.to_string()).into_http())) })
+        Box::pin(
+            async move { Ok(answer.await.unwrap_or_else(|error| Status::unavailable(error.to_string()).into_http())) },
+        )
     }
 }
 

@@ -236,7 +236,14 @@ mod tests {
         ] {
             assert!(!less.is_valid(), "{less:?}");
         }
-        for number in [format!("{VALID_PERCENT}% of the seeds").as_str(), "400 commits", "400 operations", "50 of them", "5 elections", "4 crashes"] {
+        for number in [
+            format!("{VALID_PERCENT}% of the seeds").as_str(),
+            "400 commits",
+            "400 operations",
+            "50 of them",
+            "5 elections",
+            "4 crashes",
+        ] {
             assert!(FLOORS.contains(number), "{number}");
         }
     }
