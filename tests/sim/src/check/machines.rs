@@ -252,7 +252,7 @@ mod tests {
         let rows: Vec<_> = machines.rows[&GROUP].clone().into_iter().collect();
         assert!(!rows.is_empty());
         let compare = |rows: &[((u8, Bytes), Bytes)]| {
-            machines.compare_rows(0, GROUP, 1, &mut rows.iter().map(|((table, key), value)| (*table, key, value)))
+            machines.compare_rows(0, GROUP, 2, &mut rows.iter().map(|((table, key), value)| (*table, key, value)))
         };
         assert!(compare(&rows).is_empty());
         assert!(compare(&rows[1..])[0].contains("rows"));
