@@ -121,6 +121,13 @@ impl Memory {
         Ok(memory)
     }
 
+    /// Walks the invariants of the state of each replica here and says what is wrong. Takes time in proportion to the states:
+    /// for the simulation.
+    pub fn check(&self) -> BTreeMap<ShardId, Vec<String>> {
+        let wrong = |replica: Arc<Replica>| (replica.shard, replica.held.read().shard.check().err().unwrap_or_default());
+        self.inner.replicas().into_iter().map(wrong).collect()
+    }
+
     /// Ends the outbox and lets go of the replicas. Calls are refused from now on; `context.shutdown` must be cancelled.
     pub async fn stop(&self) {
         let outbox = self.outbox.lock().take();

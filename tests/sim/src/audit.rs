@@ -244,7 +244,7 @@ impl Audit {
                 (None, Some(_), None) => false,
             };
             if !fits {
-                wrong.push(format!("the machine has task {id} as {view:?}, the model as {task:?}"));
+                wrong.push(format!("touched records: the machine has task {id} as {view:?}, the model as {task:?}"));
             }
         }
         wrong

@@ -105,7 +105,7 @@ async fn enqueue(world: &World, ways: &Ways, payloads: &[String]) -> Option<Vec<
         };
         if is_final(&error) {
             world.with_history(|history| {
-                history.violation(format!("the enqueue of {payloads:?} was refused for good: {error}"));
+                history.violation(format!("clients: the enqueue of {payloads:?} was refused for good: {error}"));
             });
             return std::future::pending().await;
         }
@@ -113,8 +113,8 @@ async fn enqueue(world: &World, ways: &Ways, payloads: &[String]) -> Option<Vec<
         if is_first && world.one_in(4) {
             if is_certain(&error) {
                 let refused = |payload: &String, history: &mut crate::history::History| {
-                    let wrong = history.audit.refused(payload.as_bytes());
-                    history.note(wrong);
+                    let audited = history.audit.refused(payload.as_bytes());
+                    history.audited(audited);
                 };
                 world.with_history(|history| payloads.iter().for_each(|payload| refused(payload, history)));
             }
@@ -128,7 +128,7 @@ async fn enqueue(world: &World, ways: &Ways, payloads: &[String]) -> Option<Vec<
 fn acknowledged(world: &World, request: Uuid, payloads: &[String], tasks: &[u64]) {
     world.with_history(|history| {
         if tasks.len() != payloads.len() {
-            history.violation(format!("{payloads:?} were acknowledged as the tasks {tasks:?}"));
+            history.violation(format!("clients: {payloads:?} were acknowledged as the tasks {tasks:?}"));
         }
         for (payload, task) in payloads.iter().zip(tasks) {
             history.acknowledged_enqueue(payload.as_bytes(), *task);
@@ -152,13 +152,13 @@ async fn cancel(world: &World, ways: &Ways, payload: &str, task: u64) {
             }
             Ok(found) => {
                 return world.with_history(|history| {
-                    history.violation(format!("{payload} was cancelled and is {:?}", found.state()));
+                    history.violation(format!("clients: {payload} was cancelled and is {:?}", found.state()));
                 });
             }
             Err(error) if error.reason() == Some(ErrorReason::TaskFinished) => return,
             Err(error) if is_final(&error) => {
                 return world.with_history(|history| {
-                    history.violation(format!("cancelling {payload} was refused for good: {error}"));
+                    history.violation(format!("clients: cancelling {payload} was refused for good: {error}"));
                 });
             }
             Err(error) => tracing::debug!(%error, payload, "a cancel has no answer"),
@@ -194,7 +194,7 @@ async fn repeat(world: Arc<World>, client: Client) {
                 history.operations += 1;
                 if task != first {
                     history.violation(format!(
-                        "{payload} was acknowledged as task {first}, and as task {task} when it was sent again"
+                        "clients: {payload} was acknowledged as task {first}, and as task {task} when it was sent again"
                     ));
                 }
             });

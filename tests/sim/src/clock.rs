@@ -1,8 +1,18 @@
 //! The clocks of a node: as wrong as clocks of hosts are.
 //!
 //! A wall clock may be ahead, jump, drift and flap. A monotonic clock never goes back and runs at most
-//! [`MONOTONIC_PPM_MOST`] too fast or too slow; real ones stay within a hundredth of that. Tokio's timers, by which leases and
-//! elections run, are the simulation's own time on all hosts alike: turmoil has one.
+//! [`MONOTONIC_PPM_MOST`] too fast or too slow; real ones stay within a hundredth of that. Both are what log time is made of,
+//! and nothing else.
+//!
+//! What is not attacked: **timers that run wrong**. Whatever waits by tokio's clock (heartbeats, elections and the leases of
+//! Raft's leaders, the terms of sessions in the leader loop, the renewals and the surrender of agents, time-outs) runs equally
+//! fast on all hosts, however wrong their clocks here are. So no run shows what happens if a leader's lease is longer than its
+//! followers' patience, or an agent surrenders after its leader has given it up, for the sole reason that one host's time is
+//! slower: those margins are only reasoned about. The chaos suite does not show it either; it moves wall clocks alone.
+//!
+//! turmoil moves the runtime of each host by the same tick and has no setting for that. `tokio::time::advance` in a host, by
+//! more than a tick, would make its timers fast (never slow); but turmoil reckons the time that hosts are told from the same
+//! instants within a tick, so that the clocks here and those of the standard library would step back at the next one.
 
 use std::sync::Arc;
 

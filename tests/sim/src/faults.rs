@@ -50,6 +50,8 @@ pub(crate) enum Kind {
     SlowLink,
     /// A link loses messages, and with each the connection it was for.
     LossyLink,
+    /// Requests of its peers arrive twice at a node.
+    Repeat,
     /// An agent is cut off from all nodes.
     CutAgent,
     /// An agent is cut off from one node: its session moves.
@@ -75,7 +77,7 @@ pub(crate) enum Kind {
 }
 
 /// All kinds: name and weight.
-pub(crate) const KINDS: [(Kind, &str, u32); 45] = [
+pub(crate) const KINDS: [(Kind, &str, u32); 46] = [
     (Kind::Crash, "crash", 4),
     (Kind::CrashLeader, "crash_leader", 5),
     (Kind::CrashAll, "crash_all", 1),
@@ -101,6 +103,7 @@ pub(crate) const KINDS: [(Kind, &str, u32); 45] = [
     (Kind::Flap, "flapping_link", 2),
     (Kind::SlowLink, "slow_link", 2),
     (Kind::LossyLink, "lossy_link", 2),
+    (Kind::Repeat, "repeated_requests", 5),
     (Kind::CutAgent, "cut_agent", 3),
     (Kind::CutAgentOnce, "cut_agent_once", 3),
     (Kind::CrashAgent, "crash_agent", 2),

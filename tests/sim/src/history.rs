@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use quorate_raft::memory::view_change;
 use quorate_raft::{Applying, GroupId, LogChange, MarkKind, ReplicaId};
+use quorate_state::TaskId;
 use quorate_state::control::Effect;
-use quorate_state::{Position, TaskId};
 
 use crate::audit::Audit;
 use crate::check::ends::Ends;
@@ -13,6 +13,7 @@ use crate::check::leases::Leases;
 use crate::check::log_time::LogTimes;
 use crate::check::logs::Logs;
 use crate::check::machines::{Applied, Machines};
+use crate::check::names::{CHECKERS, checker_of};
 use crate::check::points::Points;
 use crate::check::quorum::Quorums;
 use crate::check::registers::Registers;
@@ -69,17 +70,24 @@ impl History {
         History { trace, ..History::default() }
     }
 
-    /// Notes that something is wrong.
+    /// Notes that something is wrong. It begins with the name of the checker that says so.
     pub(crate) fn violation(&mut self, what: impl Into<String>) {
+        let what = what.into();
+        debug_assert!(CHECKERS.contains(&checker_of(&what)), "no checker has the name before the colon: {what}");
         self.wrong += 1;
         if self.violations.len() < TOLD {
-            self.violations.push(format!("step {}: {}", self.step, what.into()));
+            self.violations.push(format!("step {}: {what}", self.step));
         }
     }
 
     /// Notes what a checker has found.
     pub(crate) fn note(&mut self, wrong: impl IntoIterator<Item = String>) {
         wrong.into_iter().for_each(|what| self.violation(what));
+    }
+
+    /// Notes what the audit has found, which does not say its name.
+    pub(crate) fn audited(&mut self, wrong: impl IntoIterator<Item = String>) {
+        self.note(wrong.into_iter().map(|what| format!("audit: {what}")));
     }
 
     /// What was wrong, the first things in full.
@@ -153,8 +161,9 @@ impl History {
         match applied {
             Applied::Again | Applied::Nothing => {}
             Applied::Control(entry, outcome) => {
+                let audited = self.audit.entry(id.position, &entry.operations, &outcome.replies);
+                self.audited(audited);
                 let mut wrong = self.log_times.committed(group, id, entry.time.0);
-                wrong.extend(self.audit.entry(id.position, &entry.operations, &outcome.replies));
                 wrong.extend(self.audit.look_at_touched(&self.machines.control));
                 wrong.extend(self.sessions.entry(self.step, &entry.operations, &outcome.replies));
                 for effect in &outcome.effects {
@@ -185,9 +194,9 @@ impl History {
         }
     }
 
-    /// A replica of control has reached a position.
-    pub(crate) fn reached(&mut self, node: usize, position: Position, hash: u64) {
-        let wrong = self.machines.reached(node, position, hash);
+    /// A replica of a group has reached a position.
+    pub(crate) fn reached(&mut self, node: usize, group: GroupId, position: u64, hash: u64) {
+        let wrong = self.machines.reached(node, group, position, hash);
         self.note(wrong);
     }
 
@@ -220,8 +229,8 @@ impl History {
     pub(crate) fn acknowledged_enqueue(&mut self, payload: &[u8], task: u64) {
         self.operations += 1;
         self.trace.note(self.step, format_args!("task {task} is enqueued"));
-        let wrong = self.audit.acknowledged_enqueue(payload, TaskId(task));
-        self.note(wrong);
+        let audited = self.audit.acknowledged_enqueue(payload, TaskId(task));
+        self.audited(audited);
     }
 
     /// An agent was told that its completion took effect.
@@ -229,16 +238,16 @@ impl History {
         self.operations += 1;
         self.trace.note(self.step, format_args!("task {task} is completed"));
         self.leases.completed(TaskId(task));
-        let wrong = self.audit.acknowledged_completion(TaskId(task), children);
-        self.note(wrong);
+        let audited = self.audit.acknowledged_completion(TaskId(task), children);
+        self.audited(audited);
     }
 
     /// A client was told that its task is cancelled.
     pub(crate) fn acknowledged_cancel(&mut self, task: u64) {
         self.operations += 1;
         self.trace.note(self.step, format_args!("task {task} is cancelled"));
-        let wrong = self.audit.acknowledged_cancel(TaskId(task));
-        self.note(wrong);
+        let audited = self.audit.acknowledged_cancel(TaskId(task));
+        self.audited(audited);
     }
 
     /// Whether everything that was ever enqueued has come to an end.
@@ -254,8 +263,8 @@ impl History {
 
     /// The client oracle, at the end.
     pub(crate) fn conclude(&mut self) {
-        let wrong = self.audit.conclude(&self.machines.control);
-        self.note(wrong);
+        let audited = self.audit.conclude(&self.machines.control);
+        self.audited(audited);
         let wrong = self.registers.check();
         self.note(wrong);
     }

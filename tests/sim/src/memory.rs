@@ -210,7 +210,7 @@ impl Worker {
         outcome: Option<&quorate_client::v1::WriteOutcome>,
     ) -> bool {
         let Some(outcome) = outcome else {
-            self.violation(format!("the put of {id} was answered without an outcome"));
+            self.violation(format!("clients: the put of {id} was answered without an outcome"));
             return true;
         };
         let action = match &outcome.error {
@@ -260,7 +260,9 @@ impl Worker {
                         history.trace.note(to, format_args!("{id}: {action:?}"));
                         history.registers.add(id, Operation { from, to, action });
                         if history.points.outcome(RequestId(request.as_u128())).is_none() {
-                            history.violation(format!("a delete of {id} was acknowledged and nobody has applied it"));
+                            history.violation(format!(
+                                "points: a delete of {id} was acknowledged and nobody has applied it"
+                            ));
                         }
                     });
                     self.seen.remove(id);
@@ -359,7 +361,7 @@ impl Worker {
     }
 
     fn refused_for_good(&self, id: &str, error: &Error) {
-        self.violation(format!("an operation on {id} was refused for good: {error}"));
+        self.violation(format!("clients: an operation on {id} was refused for good: {error}"));
     }
 
     fn violation(&self, what: String) {

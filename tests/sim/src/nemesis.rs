@@ -46,6 +46,7 @@ enum Ending {
     Fast(Link),
     Lossless(Link),
     FastDisk(usize),
+    Once(usize),
     Room(usize),
     Steady(usize),
     Empty(usize),
@@ -204,6 +205,10 @@ impl Nemesis {
             Kind::StalledDisk => {
                 world.slots[node].stall_us.store(self.rng.random_range(200_000..2_000_000), Ordering::Relaxed);
                 true
+            }
+            Kind::Repeat => {
+                world.slots[node].repeats.store(true, Ordering::Relaxed);
+                self.until(until, Ending::Once(node))
             }
             Kind::Leave => self.leave(world, now, node),
             Kind::Join => self.join(sim, world, now),
@@ -535,6 +540,7 @@ impl Nemesis {
                 self.repair(sim, link);
             }
             Ending::FastDisk(node) => world.slots[node].commit_us.store(FAST_DISK_US, Ordering::Relaxed),
+            Ending::Once(node) => world.slots[node].repeats.store(false, Ordering::Relaxed),
             Ending::Room(node) => world.slots[node].set_full(false),
             Ending::Steady(node) => world.slots[node].clocks.flap(now * 1_000, 0),
             Ending::Empty(node) => {

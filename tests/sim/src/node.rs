@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::elapsed_us;
 use crate::network::{SimulatedTcp, channel, listen};
+use crate::repeat;
 use crate::slot::{Running, Slot};
 use crate::world::{CLIENT_PORT, PEER_PORT, SLOTS, World, host};
 
@@ -56,9 +57,10 @@ pub(crate) async fn run(world: Arc<World>, node: usize) -> turmoil::Result {
     slot.started(Running {
         context: running.context.clone(),
         hosting: running.hosting.clone(),
+        memory: running.memory.clone(),
         removed: running.removed.clone(),
     });
-    serve(&running).await?;
+    serve(&world, &running, node).await?;
     form(&world, &running.context, &running.formation, node).await;
     probe(&world, &running.context).await
 }
@@ -123,10 +125,16 @@ fn hooks(world: &Arc<World>, slot: &Arc<Slot>) -> TaskHooks {
 }
 
 /// The servers for peers and for clients.
-async fn serve(node: &Node) -> turmoil::Result {
+async fn serve(world: &Arc<World>, node: &Node, place: usize) -> turmoil::Result {
     let context = node.context.clone();
     let never = CancellationToken::new();
-    let peers = listen(PEER_PORT).await?.map(|accepted| accepted.map(|stream| Box::new(stream) as BoxIo));
+    let world = world.clone();
+    let peers =
+        listen(PEER_PORT).await?.map(move |accepted| {
+            accepted.map(|stream| {
+                if world.one_in(2) { repeat::through(&world, place, stream) } else { Box::new(stream) as BoxIo }
+            })
+        });
     let groups = context.groups.clone();
     tokio::spawn(groups_served(groups, peers, never.clone()));
     let cluster = ClusterApi::new(context.clone(), node.formation.clone());
@@ -195,7 +203,7 @@ async fn probe(world: &World, context: &Context) -> turmoil::Result {
         let until = Instant::now() + PROBE_PATIENCE;
         if let Ok(Ok(reply)) = context.control.propose_anywhere(Operation::new(command), until).await {
             world.with_history(|history| {
-                history.violation(format!("task {task} takes the stale token {token}: {reply:?}"));
+                history.violation(format!("audit: task {task} takes the stale token {token}: {reply:?}"));
             });
         }
     }

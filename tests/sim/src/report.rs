@@ -30,6 +30,8 @@ pub(crate) struct Report {
     pub(crate) memory_operations: u64,
     /// Replicas that were taken out of service because they were damaged.
     pub(crate) quarantined: u64,
+    /// Requests between nodes that arrived twice, by kind.
+    pub(crate) repeated: BTreeMap<String, u64>,
     /// What a repetition of the seed must have too.
     pub(crate) trace: String,
     /// What was wrong.
@@ -42,13 +44,18 @@ const STEPS_PER_OPERATION: u64 = 50;
 const STEPS_PER_MEMORY_OPERATION: u64 = 400;
 const STEPS_PER_ELECTION: u64 = 4_000;
 const STEPS_PER_CRASH: u64 = 5_000;
+/// Of a hundred seeds so many must be valid: many seeds in which nothing happens prove nothing. [`FLOORS`] says it too.
+const VALID_PERCENT: u64 = 90;
 
 /// The floors, for the help.
 pub(crate) const FLOORS: &str = "\
 A seed is invalid, and counted apart, if less than this has happened in 20,000 steps (in proportion for another number):
 400 commits (entries of all groups that took effect), 400 operations (that clients were answered), 50 of them about memory
 points, 5 elections (leaders of
-all groups of whom an entry took effect), 4 crashes (nodes that lost their process).";
+all groups of whom an entry took effect), 4 crashes (nodes that lost their process).
+
+The exit status is 1 if there is a violation, if fewer than 90% of the seeds are valid, or with --planted if fewer than 95% of
+the bugs are caught, each by a checker that PLANTED.md names for it.";
 
 impl Report {
     /// The report of a run that has ended.
@@ -64,6 +71,7 @@ impl Report {
             operations: history.operations,
             memory_operations: history.memory_operations,
             quarantined: 0,
+            repeated: BTreeMap::new(),
             trace: format!("{:016x}", history.trace.value()),
             violations: history.violations(),
         }
@@ -144,6 +152,8 @@ pub(crate) struct Summary {
     pub(crate) memory_operations: u64,
     /// Replicas that were taken out of service because they were damaged.
     pub(crate) quarantined: u64,
+    /// Requests between nodes that arrived twice, by kind.
+    pub(crate) repeated: BTreeMap<String, u64>,
     /// What was wrong, by seed.
     pub(crate) violations: BTreeMap<u64, Vec<String>>,
 }
@@ -162,6 +172,9 @@ impl Summary {
         for (kind, count) in &report.faults {
             *self.faults.entry(kind.clone()).or_default() += count;
         }
+        for (kind, count) in &report.repeated {
+            *self.repeated.entry(kind.clone()).or_default() += count;
+        }
         if !report.is_clean() {
             self.violations.insert(report.seed, report.violations.clone());
         } else if !report.is_valid() {
@@ -169,11 +182,19 @@ impl Summary {
         }
     }
 
+    /// Whether nothing was wrong, and enough seeds say so.
+    pub(crate) fn is_enough(&self) -> bool {
+        let valid = self.seeds - self.invalid.len() as u64;
+        self.violations.is_empty() && self.seeds > 0 && valid * 100 >= self.seeds * VALID_PERCENT
+    }
+
     /// A few lines for people.
     pub(crate) fn lines(&self) -> String {
-        let faults: Vec<_> = self.faults.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+        let told = |counts: &BTreeMap<String, u64>| {
+            counts.iter().map(|(kind, count)| format!("{kind} {count}")).collect::<Vec<_>>().join(", ")
+        };
         format!(
-            "{} seeds, {} of them invalid, {} with violations; {} steps, {} entries, {} leaders, {} crashes, {} operations ({} of memory), {} quarantined\nfaults: {}",
+            "{} seeds, {} of them invalid, {} with violations; {} steps, {} entries, {} leaders, {} crashes, {} operations ({} of memory), {} quarantined\nfaults: {}\narrived twice: {}",
             self.seeds,
             self.invalid.len(),
             self.violations.len(),
@@ -184,7 +205,8 @@ impl Summary {
             self.operations,
             self.memory_operations,
             self.quarantined,
-            faults.join(", ")
+            told(&self.faults),
+            told(&self.repeated)
         )
     }
 }
@@ -214,8 +236,35 @@ mod tests {
         ] {
             assert!(!less.is_valid(), "{less:?}");
         }
-        for number in ["400 commits", "400 operations", "50 of them", "5 elections", "4 crashes"] {
+        for number in [
+            format!("{VALID_PERCENT}% of the seeds").as_str(),
+            "400 commits",
+            "400 operations",
+            "50 of them",
+            "5 elections",
+            "4 crashes",
+        ] {
             assert!(FLOORS.contains(number), "{number}");
         }
+    }
+
+    #[test]
+    fn seeds_that_say_nothing_are_not_enough() {
+        let summary = |valid, invalid| {
+            let mut summary = Summary::default();
+            let report = Report { steps: 20_000, ..Report::default() };
+            let full = Report { commits: 400, operations: 400, memory_operations: 50, ..report.clone() };
+            let full = Report { elections: 5, crashes: 4, ..full };
+            (0..valid).for_each(|seed| summary.add(&Report { seed, ..full.clone() }));
+            (0..invalid).for_each(|seed| summary.add(&Report { seed: valid + seed, ..report.clone() }));
+            summary
+        };
+        assert!(summary(9, 1).is_enough());
+        assert!(!summary(17, 3).is_enough());
+        assert!(!summary(0, 3).is_enough());
+        assert!(!summary(0, 0).is_enough(), "no seed at all");
+        let mut wrong = summary(10, 0);
+        wrong.add(&Report::lost(10, 20_000, "it hangs".to_owned()));
+        assert!(!wrong.is_enough());
     }
 }

@@ -1,5 +1,6 @@
 //! One seed: a cluster is formed, works under faults, and must come to rest when the faults end.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use mad_turmoil::time::SimClocksGuard;
 use parking_lot::Mutex;
 use quorate_node::quarantine::Stage;
 use quorate_raft::{GroupId, Stop};
+use quorate_state::ShardId;
 use quorate_state::control::ReplicaState;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
@@ -64,14 +66,15 @@ fn simulate(seed: u64, steps: u64, scratch: &Path, history: History, panics: &Mu
     std::mem::forget(sim);
     let mut history = world.history.lock();
     if outcome.is_err() {
-        history.violation("the run ended by a panic");
+        history.violation("panic: the run ended by one");
     }
     for panic in panics.lock().iter() {
         history.violation(format!("panic: {panic}"));
     }
     history.trace.flush();
     let quarantined = world.damages.lock().quarantined();
-    Report { quarantined, ..Report::new(seed, steps, &history, &nemesis) }
+    let repeated = world.repeated.lock().iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
+    Report { quarantined, repeated, ..Report::new(seed, steps, &history, &nemesis) }
 }
 
 fn build(seed: u64, world: &Arc<World>) -> Sim<'static> {
@@ -225,7 +228,8 @@ fn unsettled(world: &World) -> String {
 /// Looks at the nodes after each step.
 #[derive(Default)]
 struct Watch {
-    seen: [u64; SLOTS],
+    /// Where each replica of a node was seen last, with its state hash.
+    seen: BTreeMap<(usize, GroupId), (u64, u64)>,
     failed: bool,
 }
 
@@ -239,7 +243,7 @@ impl Watch {
         world.history.lock().step = step;
         if let Err(error) = sim.step() {
             self.failed = true;
-            world.with_history(|history| history.violation(format!("a host failed: {error}")));
+            world.with_history(|history| history.violation(format!("hosts: one failed: {error}")));
             return;
         }
         world.with_history(|history| {
@@ -247,15 +251,25 @@ impl Watch {
                 let Some(running) = slot.running() else { continue };
                 look_at_damage(world, history, node, &running);
                 history.leads_on(node, &running);
-                let (position, hash) = running.control();
-                if position.0 != self.seen[node] && has_control(world, &running) {
-                    self.seen[node] = position.0;
-                    history.reached(node, position, hash);
-                }
+                self.compare_hashes(world, history, node, &running);
             }
         });
         if step.is_multiple_of(CHECK_EVERY) {
             self.check(world);
+        }
+    }
+
+    /// A replica has at each position the state that the log makes, unless its state was made another one.
+    fn compare_hashes(&mut self, world: &World, history: &mut History, node: usize, running: &Running) {
+        for (id, group) in running.groups() {
+            // The machine of control is asked itself; that of a shard, as it was at the end of its last batch.
+            let of_control = || Some(running.control()).map(|(position, hash)| (position.0, hash));
+            let now = if id == GroupId::CONTROL { of_control() } else { group.hash() };
+            let Some(now) = now.filter(|now| self.seen.get(&(node, id)) != Some(now)) else { continue };
+            if !world.damages.lock().is_diverged(id, group.replica()) {
+                self.seen.insert((node, id), now);
+                history.reached(node, id, now.0, now.1);
+            }
         }
     }
 
@@ -298,26 +312,24 @@ fn look_at_damage(world: &World, history: &mut History, node: usize, running: &R
     }
 }
 
-/// Whether a node has a replica of control whose state must be what the log makes.
-fn has_control(world: &World, running: &Running) -> bool {
-    let group = running.context.control.group();
-    group.is_some_and(|group| !world.damages.lock().is_diverged(GroupId::CONTROL, group.replica()))
-}
-
 /// Asks a node's machines whether they contradict themselves, and compares its rows with those that the log makes.
 fn check_node(world: &World, slot: &Slot, running: &Running, wrong: &mut Vec<String>) {
     let name = host(slot.node);
     if let Err(found) = running.context.control.read(|control| control.check()) {
-        wrong.push(format!("control on {name} contradicts itself: {}", found.join("; ")));
+        wrong.push(format!("self-check: control on {name} contradicts itself: {}", found.join("; ")));
     }
+    let mut shards = running.memory.check();
     for (id, group) in running.groups() {
         let damaged = matches!(group.stopped().now_or_never(), Some(Stop::Damaged(_)));
         let stopped = group.stopped().now_or_never().is_some() && !damaged;
         if stopped && !*running.removed.borrow() && !slot.is_full() {
-            wrong.push(format!("group {id} has stopped on {name}"));
+            wrong.push(format!("running groups: group {id} has stopped on {name}"));
         }
         if damaged || world.damages.lock().is_diverged(id, group.replica()) {
             continue;
+        }
+        if let Some(found) = shards.remove(&ShardId(id.0)).filter(|found| !found.is_empty()) {
+            wrong.push(format!("self-check: {id} on {name} contradicts itself: {}", found.join("; ")));
         }
         let applied = group.applied();
         let history = world.history.lock();
@@ -333,13 +345,18 @@ fn check_node(world: &World, slot: &Slot, running: &Running, wrong: &mut Vec<Str
 /// The last step that was begun.
 static STEPS: AtomicU64 = AtomicU64::new(0);
 
+/// The step that is under way, for the lines of the log.
+pub(crate) fn current_step() -> u64 {
+    STEPS.load(Ordering::Relaxed)
+}
+
 /// Ends the process when the simulation hangs: what started it takes that for a violation.
 fn watch_progress() {
     std::thread::spawn(|| {
         let mut last = u64::MAX;
         loop {
             std::thread::sleep(HANG);
-            let now = STEPS.load(Ordering::Relaxed);
+            let now = current_step();
             if now == last {
                 eprintln!("the simulation hangs in step {now}");
                 std::process::exit(3);

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::Mutex;
 use quorate_node::Context;
 use quorate_node::cluster::hosting::Hosting;
+use quorate_node::memory::Memory;
 use quorate_raft::memory::{CommitFault, FloorFault, MemoryFloor, MemoryLog, MemoryStates};
 use quorate_raft::{Group, GroupId, LogChange, MarkKind, NodeId};
 use quorate_state::Position;
@@ -104,6 +105,8 @@ pub(crate) struct Running {
     pub(crate) context: Context,
     /// Its replicas of shards.
     pub(crate) hosting: Arc<Hosting>,
+    /// Their machines.
+    pub(crate) memory: Arc<Memory>,
     /// Whether it has found out that it is a member no longer.
     pub(crate) removed: watch::Receiver<bool>,
 }
@@ -156,6 +159,8 @@ pub(crate) struct Slot {
     pub(crate) commit_us: AtomicU64,
     /// The next commit takes so many microseconds longer.
     pub(crate) stall_us: AtomicU64,
+    /// Requests of peers arrive twice here, on the connections that have a repeater.
+    pub(crate) repeats: AtomicBool,
     mood: Arc<Mutex<Mood>>,
     batches: Arc<Mutex<Batches>>,
     written: Arc<Mutex<VecDeque<Written>>>,
@@ -179,6 +184,7 @@ impl Slot {
             died: AtomicBool::new(false),
             commit_us: AtomicU64::new(FAST_DISK_US),
             stall_us: AtomicU64::new(0),
+            repeats: AtomicBool::new(false),
             mood: Arc::default(),
             batches: Arc::default(),
             written: Arc::default(),

@@ -72,6 +72,8 @@ pub(crate) struct World {
     pub(crate) keys: Mutex<crate::memory::Keys>,
     /// What was damaged.
     pub(crate) damages: Mutex<Damages>,
+    /// What arrived twice, by kind.
+    pub(crate) repeated: Mutex<BTreeMap<&'static str, u64>>,
     /// The clients may use the collection.
     pub(crate) has_collection: AtomicBool,
 }
@@ -95,6 +97,7 @@ impl World {
             leave: Mutex::default(),
             keys: Mutex::default(),
             damages: Mutex::default(),
+            repeated: Mutex::default(),
             has_collection: AtomicBool::new(false),
         })
     }

@@ -1,8 +1,8 @@
 //! State machine safety: replicas apply the same entries in the same order, and come to the same state by them.
 //!
 //! The first telling of a position makes the history; all others must agree with it. The entries are applied to reference
-//! machines that are never restarted: each replica of control must have the reference's state hash at every position at which
-//! it is seen, and every replica of any group must have the reference's rows, byte for byte, when it is looked at whole.
+//! machines that are never restarted: each replica of any group must have the reference's state hash at every position at which
+//! it is seen, and the reference's rows, byte for byte, when it is looked at whole.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -47,8 +47,8 @@ pub(crate) struct Machines {
     pub(crate) control: Control,
     shards: BTreeMap<GroupId, Shard>,
     rows: BTreeMap<GroupId, Rows>,
-    /// The state hash of control after each of its positions.
-    hashes: BTreeMap<u64, u64>,
+    /// The state hash of a group after each position at which its machine was told something.
+    hashes: BTreeMap<(GroupId, u64), u64>,
 }
 
 impl Machines {
@@ -99,7 +99,7 @@ impl Machines {
         let before = self.entries.range((group, 0)..(group, id.position)).next_back().map(|(_, before)| before.id);
         if let Some(before) = before {
             if before.position + 1 != id.position {
-                wrong.push(format!("group {group} goes from {before} to {id}"));
+                wrong.push(format!("state machine safety: group {group} goes from {before} to {id}"));
             }
             if id.lead() < before.lead() {
                 wrong.push(format!(
@@ -115,7 +115,7 @@ impl Machines {
             Some(payload) => self.apply_shard(group, id, payload),
         };
         let applied = applied.unwrap_or_else(|fault| {
-            wrong.push(format!("{id} of group {group} is a fault: {fault}"));
+            wrong.push(format!("state machine safety: {id} of group {group} is a fault: {fault}"));
             Applied::Nothing
         });
         (applied, wrong)
@@ -126,7 +126,7 @@ impl Machines {
         let told = entry.clone();
         let outcome = self.control.apply(Position(id.position), entry).map_err(|fault| fault.to_string())?;
         keep(self.rows.entry(GroupId::CONTROL).or_default(), &outcome.rows);
-        self.hashes.insert(id.position, self.control.hash());
+        self.hashes.insert((GroupId::CONTROL, id.position), self.control.hash());
         Ok(Applied::Control(told, outcome))
     }
 
@@ -135,22 +135,27 @@ impl Machines {
         let told = entry.clone();
         let machine = self.shards.entry(group).or_default();
         let outcome = machine.apply(Position(id.position), entry).map_err(|fault| fault.to_string())?;
+        self.hashes.insert((group, id.position), machine.hash());
         keep(self.rows.entry(group).or_default(), &outcome.rows);
         Ok(Applied::Shard(told, outcome))
     }
 
-    /// A replica of control has reached a position.
-    pub(crate) fn reached(&self, node: usize, position: Position, hash: u64) -> Wrong {
-        match self.hashes.get(&position.0) {
-            _ if position.0 == 0 => Wrong::new(),
-            Some(expected) if *expected == hash => Wrong::new(),
-            Some(expected) => vec![format!(
-                "state hashes: node-{} has {hash:016x} at position {} of control, the log says {expected:016x}",
-                node + 1,
-                position.0
-            )],
-            None => vec![format!("node-{} is at position {} of control, which nobody applied", node + 1, position.0)],
+    /// A replica of a group has reached a position.
+    pub(crate) fn reached(&self, node: usize, group: GroupId, position: u64, hash: u64) -> Wrong {
+        if position > 0 && !self.entries.contains_key(&(group, position)) {
+            let what = format!("node-{} is at position {position} of group {group}, which nobody applied", node + 1);
+            return vec![format!("state hashes: {what}")];
         }
+        // Entries of Raft's own change no state; before the first other one it is empty.
+        let told = self.hashes.range((group, 0)..=(group, position)).next_back();
+        let expected = told.map_or(0, |(_, hash)| *hash);
+        if expected == hash {
+            return Wrong::new();
+        }
+        vec![format!(
+            "state hashes: node-{} has {hash:016x} at position {position} of group {group}, the log says {expected:016x}",
+            node + 1
+        )]
     }
 
     /// A replica's rows at a position. They are compared if that is where the reference stands.
@@ -190,7 +195,7 @@ impl Machines {
         for shard in self.shards.values() {
             wrong.extend(shard.check().err().into_iter().flatten());
         }
-        wrong.into_iter().map(|what| format!("the reference machine contradicts itself: {what}")).collect()
+        wrong.into_iter().map(|what| format!("self-check: the reference machine contradicts itself: {what}")).collect()
     }
 }
 
@@ -238,13 +243,16 @@ mod tests {
         let (_, wrong) = machines.applying(0, GROUP, id(1, 1), Some(&payload(1)));
         assert!(wrong.is_empty());
         let hash = machines.control.hash();
-        assert!(machines.reached(0, Position(1), hash).is_empty());
-        assert!(machines.reached(0, Position(1), hash ^ 1)[0].contains("state hashes"));
-        assert!(machines.reached(0, Position(2), hash)[0].contains("nobody applied"));
+        assert!(machines.reached(0, GROUP, 1, hash).is_empty());
+        assert!(machines.reached(0, GROUP, 1, hash ^ 1)[0].contains("state hashes"));
+        assert!(machines.reached(0, GROUP, 2, hash)[0].contains("nobody applied"));
+        assert!(machines.applying(0, GROUP, id(2, 1), None).1.is_empty());
+        assert!(machines.reached(0, GROUP, 2, hash).is_empty(), "an entry of Raft's own changes nothing");
+        assert!(machines.reached(0, GroupId(1), 0, 0).is_empty(), "a shard of which nothing is applied");
         let rows: Vec<_> = machines.rows[&GROUP].clone().into_iter().collect();
         assert!(!rows.is_empty());
         let compare = |rows: &[((u8, Bytes), Bytes)]| {
-            machines.compare_rows(0, GROUP, 1, &mut rows.iter().map(|((table, key), value)| (*table, key, value)))
+            machines.compare_rows(0, GROUP, 2, &mut rows.iter().map(|((table, key), value)| (*table, key, value)))
         };
         assert!(compare(&rows).is_empty());
         assert!(compare(&rows[1..])[0].contains("rows"));

@@ -22,6 +22,7 @@ pub(crate) mod leases;
 pub(crate) mod log_time;
 pub(crate) mod logs;
 pub(crate) mod machines;
+pub(crate) mod names;
 pub(crate) mod points;
 pub(crate) mod quorum;
 pub(crate) mod registers;
