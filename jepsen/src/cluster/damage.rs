@@ -35,8 +35,8 @@ pub const CLASSES: &[(&str, &str)] = &[
 
 /// Damaged only if it is asked for: the node must not start.
 const NAMED_ONLY: &str = "identities";
-/// What a scrub reads back while the node runs, and nobody writes anew meanwhile.
-const SCRUBBED: [&str; 4] = ["log-sst", "state-sst", "state-manifest", "state-current"];
+/// What a scrub reads back while the node runs, and nobody writes anew meanwhile: so it can be taken back.
+const SCRUBBED: [&str; 2] = ["log-sst", "state-sst"];
 /// The copies of a node's identity.
 const IDENTITIES: [&str; 2] = ["identity.json", "identity-copy.json"];
 /// A checkpoint that outlives its process has a file of this ending beside it.
@@ -129,7 +129,7 @@ impl Cluster {
     pub fn damage(&self, node: usize, class: Option<&str>, dice: &mut StdRng) -> Result<Option<Damage>> {
         ensure!(!self.is_running(node), "files are damaged while the node is down");
         let is_wanted = |found: &str| class.map_or(found != NAMED_ONLY, |class| class == found);
-        let damage = damage(&self.data_dir(node), is_wanted, dice)?;
+        let damage = damage(&self.data_dir(node), is_wanted, false, dice)?;
         if damage.is_some() {
             self.note_damage(node);
         }
@@ -141,7 +141,7 @@ impl Cluster {
     pub fn damage_running(&self, node: usize, dice: &mut StdRng) -> Result<Option<Damage>> {
         // It may end over it at once.
         self.note_damage(node);
-        match damage(&self.data_dir(node), |found| SCRUBBED.contains(&found), dice) {
+        match damage(&self.data_dir(node), |found| SCRUBBED.contains(&found), true, dice) {
             Err(error) if is_gone(&error) => Ok(None),
             // All of it is read by the scrub, and nothing by a start.
             done => Ok(done?.map(|damage| match damage.notice {
@@ -257,7 +257,12 @@ fn is_gone(error: &anyhow::Error) -> bool {
     kinds.into_iter().any(|kind| kind == std::io::ErrorKind::NotFound)
 }
 
-fn damage(data: &Path, is_wanted: impl Fn(&str) -> bool, dice: &mut StdRng) -> Result<Option<Damage>> {
+fn damage(
+    data: &Path,
+    is_wanted: impl Fn(&str) -> bool,
+    keeps_names: bool,
+    dice: &mut StdRng,
+) -> Result<Option<Damage>> {
     let found: Vec<Target> = targets(data)?.into_iter().filter(|(class, ..)| is_wanted(class)).collect();
     // The class first: there are more tables than identities.
     let classes: BTreeSet<&'static str> = found.iter().map(|(class, ..)| *class).collect();
@@ -266,6 +271,8 @@ fn damage(data: &Path, is_wanted: impl Fn(&str) -> bool, dice: &mut StdRng) -> R
     let of_class: Vec<_> = found.into_iter().filter(|(of, ..)| *of == class).collect();
     let (_, path, means) = of_class.choose(dice).context("a class that was found has a file")?.clone();
     let full = data.join(&path);
+    // A table that is deleted cannot be put back into a node that goes on.
+    let means = if keeps_names && means == Means::Any { Means::InPlace } else { means };
     match means {
         Means::Identities => return Ok(Some(halve_identities(data)?)),
         Means::Whole => {
@@ -307,7 +314,8 @@ fn due(class: &str, how: &str, living: &[Living], before: &[u8], after: &[u8]) -
 fn living(data: &Path, class: &str, path: &Path, bytes: &[u8]) -> Result<Vec<Living>> {
     let whole = || vec![Living::from(0..bytes.len())];
     Ok(match class {
-        "identity" | "log-current" | "index" => whole(),
+        "identity" | "log-current" => whole(),
+        "index" if has_rows(data, path) => whole(),
         "floor" => living::of_floor(bytes),
         "log-manifest" | "state-manifest" if is_current(data, path) => living::of_manifest(bytes),
         "state-current" | "state-sst" if !is_in_use(data, path) => Vec::new(),
@@ -320,6 +328,16 @@ fn living(data: &Path, class: &str, path: &Path, bytes: &[u8]) -> Result<Vec<Liv
         // Of a checkpoint the tables are read when it is sent for the first time.
         _ => Vec::new(),
     })
+}
+
+/// Whether the state of an index's shard has rows on disk. Without them it is made anew from the log, and the index,
+/// which nobody knows of then, is removed unread.
+fn has_rows(data: &Path, path: &Path) -> bool {
+    let shard = path.components().nth(1).and_then(|part| part.as_os_str().to_str()?.strip_prefix("shard-"));
+    let number = shard.and_then(|shard| shard.split('-').next());
+    let mut files = Vec::new();
+    let listed = number.map(|number| collect(data, &data.join(format!("state/group-{number}")), &mut files));
+    listed.is_some() && files.iter().any(|(path, _)| classify(path) == Some("state-sst"))
 }
 
 /// Whether a manifest is the one that its database names, and the database is in use.
@@ -627,7 +645,7 @@ mod tests {
             write(folder.path(), "log/1.log", &[7; 9000]);
             write(folder.path(), "floor", &[9; 50]);
             write(folder.path(), "lock", &[]);
-            let damage = damage(folder.path(), any, &mut StdRng::seed_from_u64(seed)).unwrap().unwrap();
+            let damage = damage(folder.path(), any, false, &mut StdRng::seed_from_u64(seed)).unwrap().unwrap();
             let log = std::fs::read(folder.path().join("log/1.log")).ok();
             let floor = std::fs::read(folder.path().join("floor")).ok();
             let changed = [log != Some(vec![7; 9000]), floor != Some(vec![9; 50])];
@@ -677,7 +695,7 @@ mod tests {
         assert_eq!(named("checkpoint"), checkpoint, "nothing of one that nobody confirmed");
         for seed in 0..60 {
             let folder = checkpointed();
-            damage(folder.path(), of("checkpoint"), &mut StdRng::seed_from_u64(seed)).unwrap().unwrap();
+            damage(folder.path(), of("checkpoint"), false, &mut StdRng::seed_from_u64(seed)).unwrap().unwrap();
             let live = std::fs::read(folder.path().join("state/group-1/db-1/000009.sst")).unwrap();
             assert_eq!(live, [7; 900], "damage to a checkpoint of its own leaves the state whole");
         }
@@ -693,6 +711,8 @@ mod tests {
         write(data, "state/group-1/db-2/CURRENT", &[7; 90]);
         write(data, "log/CURRENT", b"MANIFEST-000008\n");
         write(data, "index/shard-1-5-a/collection-2/segment-0/rows", &[7; 90]);
+        write(data, "index/shard-2/1-5/segment-0/rows", &[7; 90]);
+        write(data, "state/group-1/db-2/000009.sst", &[7; 90]);
         let is_due = |class: &str, path: &str, how: &str, after: &[u8]| {
             let before = std::fs::read(data.join(path)).unwrap();
             let living = living(data, class, Path::new(path), &before).unwrap();
@@ -710,6 +730,7 @@ mod tests {
         }
         assert_eq!(is_due("state-current", "state/group-1/db-1/CURRENT", "flip", &[]), Notice::Perhaps, "an older one");
         assert_eq!(is_due("log-manifest", "log/MANIFEST-000003", "delete", &[]), Notice::Perhaps, "an older one");
+        assert_eq!(is_due("index", "index/shard-2/1-5/segment-0/rows", "flip", &[]), Notice::Perhaps, "no rows yet");
         assert_eq!(is_due("log-sst", "log/MANIFEST-000003", "flip", &[1; 90]), Notice::Perhaps);
     }
 
@@ -718,7 +739,8 @@ mod tests {
         let mut undone = 0;
         for seed in 0..60 {
             let folder = checkpointed();
-            let done = damage(folder.path(), of("state-sst"), &mut StdRng::seed_from_u64(seed)).unwrap().unwrap();
+            let done =
+                damage(folder.path(), of("state-sst"), false, &mut StdRng::seed_from_u64(seed)).unwrap().unwrap();
             let live = folder.path().join("state/group-1/db-1/000009.sst");
             if undo(folder.path(), &done).unwrap() {
                 assert_eq!(std::fs::read(&live).unwrap(), [7; 900]);
@@ -737,9 +759,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), "identity.json", b"{\"version\": 2}");
         let dice = &mut StdRng::seed_from_u64(1);
-        assert_eq!(damage(folder.path(), of("identities"), dice).unwrap(), None);
+        assert_eq!(damage(folder.path(), of("identities"), false, dice).unwrap(), None);
         write(folder.path(), "identity-copy.json", b"{\"version\": 2}");
-        assert_eq!(damage(folder.path(), of("identities"), dice).unwrap().unwrap().class, "identities");
+        assert_eq!(damage(folder.path(), of("identities"), false, dice).unwrap().unwrap().class, "identities");
         for name in IDENTITIES {
             assert_eq!(std::fs::read(folder.path().join(name)).unwrap(), b"{\"versi");
         }

@@ -13,9 +13,9 @@ use super::{Format, Usage, any_seed, beside, exit, runs_folder, table};
 use crate::nemesis::Pace;
 use crate::run::{self, RunConfig, RunReport};
 
-/// What nodes are started with unless they are told otherwise: checkpoints, purged logs and snapshots are to come up
-/// within a minute of load, not within an hour.
-const SMALL_LOGS: [(&str, &str); 2] = [("--snapshot-log-bytes", "262144"), ("--purge-tail", "100")];
+/// What nodes are started with unless they are told otherwise: checkpoints, purged logs, snapshots and files of vector
+/// indexes are to come up within a minute of load, not within an hour.
+const SMALL: [(&str, &str); 3] = [("--snapshot-log-bytes", "262144"), ("--purge-tail", "100"), ("--seal-rows", "256")];
 
 /// One workload under some nemeses.
 #[derive(Debug, Args)]
@@ -128,7 +128,7 @@ impl Run {
             floor: self.floor,
             pace: Pace { fault: self.fault.map_or(usual.fault, range), calm: self.calm.map_or(usual.calm, range) },
             directory: self.directory.unwrap_or_else(|| runs_folder().join(name)),
-            arguments: with_small_logs(self.arguments),
+            arguments: with_small(self.arguments),
             keep: self.keep,
         })
     }
@@ -143,10 +143,10 @@ fn cancel_with_stdin(interrupted: CancellationToken) {
     });
 }
 
-/// The arguments of a node, with those of [`SMALL_LOGS`] that it was not told otherwise.
-fn with_small_logs(told: Vec<String>) -> Vec<String> {
+/// The arguments of a node, with those of [`SMALL`] that it was not told otherwise.
+fn with_small(told: Vec<String>) -> Vec<String> {
     let is_told = |flag: &str| told.iter().any(|word| word.split('=').next() == Some(flag));
-    let usual = SMALL_LOGS.iter().filter(|(flag, _)| !is_told(flag));
+    let usual = SMALL.iter().filter(|(flag, _)| !is_told(flag));
     let mut arguments: Vec<String> =
         usual.flat_map(|(flag, value)| [(*flag).to_owned(), (*value).to_owned()]).collect();
     arguments.extend(told);
@@ -179,11 +179,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn logs_are_small_unless_they_are_told_otherwise() {
+    fn what_a_node_keeps_is_small_unless_they_are_told_otherwise() {
         let words = |text: &str| text.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect::<Vec<_>>();
-        assert_eq!(with_small_logs(Vec::new()), words("--snapshot-log-bytes 262144 --purge-tail 100"));
+        assert_eq!(with_small(Vec::new()), words("--snapshot-log-bytes 262144 --purge-tail 100 --seal-rows 256"));
         let told = words("--purge-tail=7 --timers fast");
-        assert_eq!(with_small_logs(told), words("--snapshot-log-bytes 262144 --purge-tail=7 --timers fast"));
+        assert_eq!(with_small(told), words("--snapshot-log-bytes 262144 --seal-rows 256 --purge-tail=7 --timers fast"));
     }
 
     #[test]

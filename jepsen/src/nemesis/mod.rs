@@ -289,7 +289,7 @@ pub const NAMES: &[(&str, &str, Needs)] = &[
     ("disk-full", "the disk of one node has no room", DISK),
     (
         "corruption",
-        "a file of one node is damaged while it is down, or one of its tables or manifests while it runs; :CLASS takes \
+        "a file of one node is damaged while it is down, or one of its tables while it runs; :CLASS takes \
          files of one class, :running only what its scrub must find",
         ANY,
     ),
