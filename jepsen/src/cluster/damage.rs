@@ -369,6 +369,7 @@ fn targets(data: &Path) -> Result<Vec<Target>> {
         match classify(&path) {
             // Of checkpoints that nobody confirmed nothing is left at the next start, damaged or not.
             Some("checkpoint") if !is_confirmed(data, &path) => {}
+            Some("index") if !has_rows(data, &path) => {}
             Some("checkpoint") if live.contains(&inode) => {
                 found.push(("state-sst", path.clone(), Means::InPlace));
                 found.push(("checkpoint", path, Means::Delete));
