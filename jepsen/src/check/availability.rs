@@ -61,7 +61,7 @@ const LEAVE_A_MAJORITY: [&str; 28] = [
     "clock-drift",
     "slow-fsync",
     "fsync-error",
-    // One disk; the node may stay a member that answers, and the others must not wait for it. But see NOT_YET.
+    // One disk; the node may stay a member that answers, and the others must not wait for it: a leader hands over.
     "stalled-disk",
     "disk-full",
     // Packets come late, or are sent again: all nodes still reach each other.
@@ -78,10 +78,6 @@ const LEAVE_A_MAJORITY: [&str; 28] = [
 /// Those of them that break a node more than once, or not at their beginning: then the time that is allowed runs from every
 /// moment of the fault.
 const AT_ANY_MOMENT: [&str; 7] = ["restart-loop", "failpoint", "fsync-error", "flapping", "join", "leave", "replace"];
-/// Those of them under which the majority does not write in time yet, which is told in the counts and is no violation: a leader
-/// whose disk answers nothing went on with its heartbeats and so led until the disk answered again. Since commit 8535e3b it is
-/// to hand over; who has seen that with real disks takes the name out of here and out of the README.
-const NOT_YET: [&str; 1] = ["stalled-disk"];
 /// Nemeses after which replicas are made anew: a cluster is not whole for a while, and one more fault may be one too many; and
 /// after the heal it may take as long as that takes until all is well.
 const MAKE_ANEW: [&str; 5] = ["corruption", "amnesia", "join", "leave", "replace"];
@@ -237,10 +233,6 @@ fn writes_soon(history: &History, spans: &[Span<'_>], faults: &[&Fault], rules: 
                     measured = true;
                     let slowest = slowest.entry(*number).or_default();
                     *slowest = (*slowest).max(took);
-                }
-                Found::Late(..) if is_of(fault, &NOT_YET) => {
-                    measured = true;
-                    findings.count(&format!("writes too late under {}, not held against it yet", fault.nemesis), 1);
                 }
                 Found::Late(moment, first) => {
                     measured = true;

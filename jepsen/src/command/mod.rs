@@ -1,7 +1,7 @@
 //! The command line.
 //!
 //! `run` is one run in this process. Everything that makes many runs (`all`, `planted`, `campaign`, `soak`) starts each
-//! as a process of its own by [`piece`]: what one run does to this program then stays with that run.
+//! as a process of its own by `piece`: what one run does to this program then stays with that run.
 //!
 //! Data goes to standard output, everything else to standard error. Exit codes: 0 valid, 1 a promise was broken (or a
 //! planted bug was missed), 2 usage, 4 nothing is proved.

@@ -1,8 +1,8 @@
 //! Faults over time: what breaks, when, for how long, and whether it was seen to break.
 //!
 //! A [`Nemesis`] runs beside a workload until it is told to stop. Most are a [`Strike`] — one fault from its beginning to
-//! its end — that [`schedule`] repeats with calm between, by a seed. Several may run at once: what each holds is marked in the
-//! cluster ([`Mark`](crate::cluster::Mark)), and who finds a mark taken skips instead of fighting.
+//! its end — that `schedule` repeats with calm between, by a seed. Several may run at once: what each holds is marked in the
+//! cluster ([`Mark`]), and who finds a mark taken skips instead of fighting.
 //!
 //! Each fault is reported once, when it has ended, as installed (it was seen to bite: a counter rose, a process was in
 //! state `T`, a disk refused a write), skipped (nothing to break, or another fault was there) or indeterminate (it was

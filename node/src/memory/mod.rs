@@ -124,7 +124,8 @@ impl Memory {
     /// Walks the invariants of the state of each replica here and says what is wrong. Takes time in proportion to the states:
     /// for the simulation.
     pub fn check(&self) -> BTreeMap<ShardId, Vec<String>> {
-        let wrong = |replica: Arc<Replica>| (replica.shard, replica.held.read().shard.check().err().unwrap_or_default());
+        let wrong =
+            |replica: Arc<Replica>| (replica.shard, replica.held.read().shard.check().err().unwrap_or_default());
         self.inner.replicas().into_iter().map(wrong).collect()
     }
 

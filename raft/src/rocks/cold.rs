@@ -28,6 +28,8 @@ const OPEN_FILES: i32 = 16;
 const READAHEAD_BYTES: usize = 256 << 10;
 /// Damage must be met by so many looks.
 const LOOKS: usize = 3;
+/// The file that names the manifest.
+const CURRENT: &str = "CURRENT";
 /// What the system says where it has no direct reads.
 const NO_DIRECT_READS: &str = "Invalid argument";
 
@@ -129,7 +131,12 @@ fn missing(live: &DB, dir: &Path) -> io::Result<Option<String>> {
         let files = live.live_files().map_err(failed)?;
         Ok(files.into_iter().map(|file| file.name.trim_start_matches('/').to_owned()).collect())
     };
-    let manifest = || -> io::Result<String> { Ok(fs::read_to_string(dir.join("CURRENT"))?.trim().to_owned()) };
+    let manifest = || match fs::read_to_string(dir.join(CURRENT)) {
+        Ok(name) => Ok(name.trim().to_owned()),
+        // Another one takes its place by a rename, so it is there at any moment.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(CURRENT.to_owned()),
+        Err(error) => Err(error),
+    };
     let is_gone = |name: &String| !dir.join(name).exists();
     if let Some(gone) = tables()?.into_iter().find(is_gone)
         && tables()?.contains(&gone)
@@ -234,6 +241,14 @@ mod tests {
             reread_all(&*store).unwrap();
         }
         std::fs::remove_file(file(dir.path(), ".sst")).unwrap();
+        assert_eq!(reread_all(&*store).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_current_file_that_is_gone_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = written(dir.path());
+        std::fs::remove_file(file(dir.path(), CURRENT)).unwrap();
         assert_eq!(reread_all(&*store).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
