@@ -182,6 +182,11 @@ fn sync_parent(dir: &Path) -> io::Result<()> {
     File::open(parent)?.sync_all()
 }
 
+/// What is gone is gone: its last user in an earlier life of the node, in the same process, may be deleting it too.
+fn removed(result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+}
+
 /// Where the checkpoints of this node's groups are: `group-replica-number`, with the file `group-replica-number.confirmed`
 /// beside those that outlive the process.
 #[derive(Debug, Clone)]
@@ -201,10 +206,10 @@ impl CheckpointDirs {
             let path = entry?.path();
             if path.is_dir() {
                 if !marker(&path).try_exists()? {
-                    fs_err::remove_dir_all(&path)?;
+                    removed(fs_err::remove_dir_all(&path))?;
                 }
             } else if !path.with_extension("").try_exists()? {
-                fs_err::remove_file(&path)?;
+                removed(fs_err::remove_file(&path))?;
             }
         }
         Ok(CheckpointDirs { root })
