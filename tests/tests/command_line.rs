@@ -82,7 +82,7 @@ async fn the_benches_print_the_fields_that_they_promise() -> Result<()> {
     }
     assert!(number(&heal, "/voter_again_s") < 60.0, "{heal}");
 
-    let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../cli/sample");
+    let sample = "../cli/sample";
     let file = |name: &str| format!("{sample}/{name}.npy");
     let (vectors, queries, truth) = (file("vectors"), file("queries"), file("truth"));
     let files = ["--vectors", &vectors, "--queries", &queries, "--truth", &truth, "--seconds", "1"];

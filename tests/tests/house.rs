@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests folder lies in the workspace").to_owned()
+    // From the folder of the crate, in which its tests run.
+    std::path::absolute("..").expect("a working directory")
 }
 
 /// The edges that ARCHITECTURE.md draws. Tests may know any crate, so they are not listed.

@@ -417,8 +417,12 @@ fn tell(story: &str) -> String {
     told
 }
 
+/// From the folder of the crate, in which its tests run. A path that is compiled in would be that of another checkout, where two
+/// share what they have compiled.
+const STORIES: &str = "tests/scenarios";
+
 fn check(name: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios").join(name);
+    let path = Path::new(STORIES).join(name);
     let story = std::fs::read_to_string(&path).expect("the story is there");
     let told = tell(&story);
     assert!(told == story, "{name} reads otherwise now:\n\n{told}");
@@ -437,8 +441,7 @@ macro_rules! stories {
         #[test]
         fn every_story_is_told() {
             let told = [$(concat!(stringify!($name), ".txt")),*];
-            let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
-            let files = std::fs::read_dir(directory).expect("the stories are there");
+            let files = std::fs::read_dir(STORIES).expect("the stories are there");
             for file in files {
                 let name = file.expect("a file").file_name();
                 assert!(told.iter().any(|told| name == *told), "{} is not told", name.display());
