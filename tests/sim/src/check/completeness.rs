@@ -5,7 +5,8 @@ use quorate_raft::GroupId;
 use super::{Disks, Id, Wrong};
 
 /// The leader of `first`, its first entry, has it durable on `node`, and so everything before it: the committed entries among
-/// that must be there, unless they were purged.
+/// that must be there, unless they were purged, or damaged under the replica, which cannot know that before it reads them: it
+/// held them until then, and is out of service from then on.
 pub(crate) fn leads(
     disks: &dyn Disks,
     node: usize,
@@ -14,12 +15,17 @@ pub(crate) fn leads(
     committed: impl Iterator<Item = Id>,
 ) -> Wrong {
     let purged = disks.purged(node, group);
+    let owner = disks.owner(node, group);
+    let damaged = disks.lost(group).into_iter().find(|lost| Some(lost.replica) == owner).and_then(|lost| lost.upto);
     let missing = |entry: &Id| {
         if entry.lead() >= first.lead() || purged.is_some_and(|purged| entry.position <= purged) {
             return false;
         }
+        let is_rotten = || damaged.min(disks.last(node, group)) >= Some(entry.position);
         entry.position >= first.position
-            || disks.record(node, group, entry.position).is_none_or(|record| Id::of(&record) != *entry)
+            || disks
+                .record(node, group, entry.position)
+                .map_or_else(|| !is_rotten(), |record| Id::of(&record) != *entry)
     };
     committed
         .filter(missing)
@@ -53,6 +59,12 @@ mod tests {
         disks.0[0].records.remove(&7);
         assert!(!leads(&disks, first).is_empty(), "nothing stands there");
         assert!(!leads(&disks, Id { position: 7, ..first }).is_empty(), "it begins before a committed entry");
+        disks.0[0].damaged = Some(7);
+        assert!(!leads(&disks, first).is_empty(), "its log ends before that");
+        disks.put(0, record(8, 2, 1));
+        assert_eq!(leads(&disks, first), Wrong::new(), "it has rotted there");
+        disks.0[0].damaged = Some(6);
+        assert!(!leads(&disks, first).is_empty(), "it never had that");
         disks.0[0].purged = Some(7);
         assert_eq!(leads(&disks, first), Wrong::new());
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Disks, Voters};
+use super::{Disks, Lost, Voters};
 use quorate_raft::memory::{RecordView, VoteView};
 use quorate_raft::{GroupId, LogPosition, ReplicaId};
 
@@ -27,6 +27,8 @@ pub(crate) struct Disk {
     pub(crate) purged: Option<u64>,
     pub(crate) flushed: Option<u64>,
     pub(crate) vote: Option<VoteView>,
+    /// Up to where the replica had the log before its disk was damaged.
+    pub(crate) damaged: Option<u64>,
 }
 
 /// Disks of one group.
@@ -54,6 +56,10 @@ impl Disks for Fake {
     }
     fn record(&self, node: usize, _: GroupId, position: u64) -> Option<RecordView> {
         self.0[node].records.get(&position).cloned()
+    }
+    fn lost(&self, _: GroupId) -> Vec<Lost> {
+        let lost = |disk: &Disk| Some(Lost { replica: disk.owner?, upto: Some(disk.damaged?), vote: disk.vote });
+        self.0.iter().filter_map(lost).collect()
     }
     fn last(&self, node: usize, _: GroupId) -> Option<u64> {
         self.0[node].records.keys().next_back().copied()
