@@ -52,6 +52,8 @@ pub(crate) struct History {
     led: BTreeSet<(GroupId, (u64, ReplicaId))>,
     /// The terms in which replicas can have led before they were restarted.
     past: BTreeMap<(GroupId, ReplicaId), u64>,
+    /// The leader (with its term) that committed the entry at a position.
+    committed_by: BTreeMap<(GroupId, u64), (u64, ReplicaId)>,
     violations: Vec<String>,
     wrong: usize,
     /// What the run is recognised by.
@@ -143,7 +145,9 @@ impl History {
         let here = self.logs.voters_below(disks, node, group, first.position);
         let voters = here.or_else(|| self.quorums.voters_at(group, first.position));
         let mut wrong = voters.map_or_else(Wrong::new, |voters| self.votes.leads(disks, group, first, voters));
-        wrong.extend(completeness::leads(disks, node, group, first, self.machines.committed(group)));
+        let by = |id: &Id| self.committed_by.get(&(group, id.position)).copied().unwrap_or_else(|| id.lead());
+        let committed = self.machines.committed(group).map(|id| (id, by(&id)));
+        wrong.extend(completeness::leads(disks, node, group, first, committed));
         self.note(wrong);
     }
 
@@ -156,6 +160,9 @@ impl History {
         if matches!(applied, Applied::Again) {
             return;
         }
+        // Who applies it first has it from a leader that it follows.
+        let follows = disks.vote(node, group).map(|vote| (vote.term, vote.leader));
+        self.committed_by.insert((group, id.position), follows.map_or(id.lead(), |follows| follows.max(id.lead())));
         let wrong = self.quorums.applied(disks, &self.logs, group, id);
         self.note(wrong);
         match applied {
