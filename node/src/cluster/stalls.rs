@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use quorate_raft::Group;
-use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::hosting::Hosting;
@@ -22,11 +21,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Watches the disk until the node stops.
-pub fn watch(context: Context, hosting: Arc<Hosting>) -> JoinHandle<()> {
+pub fn watch(context: Context, hosting: Arc<Hosting>) {
     let shutdown = context.shutdown.clone();
-    tokio::spawn(async move {
-        shutdown.run_until_cancelled(run(context, hosting)).await;
-    })
+    tokio::spawn(async move { shutdown.run_until_cancelled(run(context, hosting)).await });
 }
 
 async fn run(context: Context, hosting: Arc<Hosting>) {

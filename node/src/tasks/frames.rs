@@ -196,41 +196,26 @@ pub(super) trait Gathered: Message + Default {
 impl Up {
     /// Takes out what is said of some sessions, by the part to which `part_of` says that they belong.
     pub(super) fn split_off(&mut self, part_of: impl Fn(u64) -> Option<u64>) -> BTreeMap<u64, Up> {
-        let mut parts: BTreeMap<u64, Up> = BTreeMap::new();
-        split(
-            &mut self.attaches,
-            |item| part_of(item.session),
-            |part, item| parts.entry(part).or_default().attaches.push(item),
-        );
-        split(
-            &mut self.beats,
-            |item| part_of(item.session),
-            |part, item| parts.entry(part).or_default().beats.push(item),
-        );
-        split(
-            &mut self.finishes,
-            |item| part_of(item.session),
-            |part, item| parts.entry(part).or_default().finishes.push(item),
-        );
-        split(
-            &mut self.closes,
-            |item| part_of(item.session),
-            |part, item| parts.entry(part).or_default().closes.push(item),
-        );
-        split(
-            &mut self.detaches,
-            |item| part_of(item.session),
-            |part, item| parts.entry(part).or_default().detaches.push(item),
-        );
+        let mut parts = BTreeMap::new();
+        split(&mut self.attaches, &mut parts, |item| part_of(item.session), |up| &mut up.attaches);
+        split(&mut self.beats, &mut parts, |item| part_of(item.session), |up| &mut up.beats);
+        split(&mut self.finishes, &mut parts, |item| part_of(item.session), |up| &mut up.finishes);
+        split(&mut self.closes, &mut parts, |item| part_of(item.session), |up| &mut up.closes);
+        split(&mut self.detaches, &mut parts, |item| part_of(item.session), |up| &mut up.detaches);
         parts
     }
 }
 
-/// Takes out the items that belong to a part. The others keep their order.
-fn split<T>(items: &mut Vec<T>, part_of: impl Fn(&T) -> Option<u64>, mut put: impl FnMut(u64, T)) {
+/// Moves the items that belong to a part into the same `field` of it. The others keep their order.
+fn split<T>(
+    items: &mut Vec<T>,
+    parts: &mut BTreeMap<u64, Up>,
+    part_of: impl Fn(&T) -> Option<u64>,
+    field: impl Fn(&mut Up) -> &mut Vec<T>,
+) {
     for item in std::mem::take(items) {
         match part_of(&item) {
-            Some(part) => put(part, item),
+            Some(part) => field(parts.entry(part).or_default()).push(item),
             None => items.push(item),
         }
     }
