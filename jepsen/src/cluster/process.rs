@@ -93,6 +93,9 @@ impl Process {
         let from = file.metadata()?.len();
         // The node ends when the pipe to its standard input closes, so that no crash of ours leaves it behind.
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(file.into_parts().0).kill_on_drop(true);
+        // Who interrupts the harness by its group, as a terminal does, must not end the node beside it, which would be taken for
+        // an end of its own.
+        command.process_group(0);
         let mut child = command.spawn().with_context(|| format!("starting {label}"))?;
         let pid = child.id().context("a process that nobody waited for has an id")?;
         let mut lines = BufReader::new(child.stdout.take().context("a piped standard output")?).lines();
@@ -257,6 +260,19 @@ mod tests {
         assert_eq!(node.wait(READY).await.unwrap().code(), Some(3));
         let told = deaths.all();
         assert_eq!(told, ["node-7 ended by itself with exit status: 3; it said last: first / second"]);
+    }
+
+    #[tokio::test]
+    async fn a_signal_to_the_group_of_the_harness_does_not_reach_a_node() {
+        let folder = tempfile::tempdir().unwrap();
+        let witness = Witness::new("node-7", folder.path().join("log"), &Deaths::default(), || false);
+        let node = start(&format!("{READY_LINE} exec cat"), witness.of_one_that_ends()).await.unwrap();
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", node.pid)).unwrap();
+        // The name, which is in brackets, may have blanks; behind it are the state, the parent and the group.
+        let group = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(2).unwrap();
+        assert_eq!(group, node.pid.to_string());
+        node.signal(Signal::SIGKILL);
+        node.wait(READY).await.unwrap();
     }
 
     #[tokio::test]
