@@ -14,7 +14,7 @@ use quorate_api::v1::{
 use quorate_node::config::Values;
 use quorate_node::{Config, NodeHandle, StartError};
 use quorate_raft::memory::{MemoryFloor, MemoryLog, MemoryStates};
-use quorate_raft::{Seams, TcpConnector, WriterMode};
+use quorate_raft::{Seams, TaskHooks, TcpConnector, WriterMode};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -48,7 +48,7 @@ pub(crate) async fn start(config: Config) -> Result<NodeHandle, StartError> {
 #[cfg(not(feature = "rocksdb"))]
 pub(crate) async fn start(config: Config) -> Result<NodeHandle, StartError> {
     let disk = Disk::new(&config.data_dir);
-    start_on(config, &disk).await
+    start_on(config, &disk, WriterMode::Thread).await
 }
 
 /// What a node in memory is on, to break it.
@@ -64,7 +64,7 @@ impl Disk {
     }
 }
 
-async fn start_on(config: Config, disk: &Disk) -> Result<NodeHandle, StartError> {
+async fn start_on(config: Config, disk: &Disk, writer: WriterMode) -> Result<NodeHandle, StartError> {
     let Disk { log, states } = disk.clone();
     quorate_node::start::start_with(config, |_| {
         Ok(Seams {
@@ -72,7 +72,7 @@ async fn start_on(config: Config, disk: &Disk) -> Result<NodeHandle, StartError>
             floor: Arc::new(MemoryFloor::new()),
             states: Arc::new(states),
             connector: Arc::new(TcpConnector),
-            writer: WriterMode::Thread,
+            writer,
         })
     })
     .await
@@ -96,9 +96,18 @@ impl TestNode {
 
     /// A node in memory.
     pub(crate) async fn start_with_disk() -> (TestNode, Disk) {
+        Self::start_in_memory(WriterMode::Thread).await
+    }
+
+    /// A node in memory whose commits take no time and no thread: on a paused clock nothing of it is late.
+    pub(crate) async fn start_on_one_thread() -> TestNode {
+        Self::start_in_memory(WriterMode::Task(TaskHooks::instant())).await.0
+    }
+
+    async fn start_in_memory(writer: WriterMode) -> (TestNode, Disk) {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let disk = Disk::new(dir.path());
-        let handle = start_on(config(dir.path()), &disk).await.expect("the node starts");
+        let handle = start_on(config(dir.path()), &disk, writer).await.expect("the node starts");
         (TestNode { dir, handle }, disk)
     }
 

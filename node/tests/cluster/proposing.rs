@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use futures::future::join_all;
 use quorate_node::{Error, ErrorReason, Matcher};
 use quorate_state::control::{Command, Reply};
 use quorate_state::{Operation, Reject, TaskId};
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{pause, sleep, timeout};
 
 use crate::harness::{PATIENCE, TestNode, cluster, stop};
 
@@ -116,4 +117,19 @@ async fn a_follower_refuses_and_forwards() {
         assert_eq!(reply.expect("committed"), Ok(Reply::Done));
     }
     stop(nodes).await;
+}
+
+/// Log time is what entries say, and a leader that comes later counts from there: an idle group must not lose its idle time.
+#[tokio::test]
+async fn an_idle_leader_says_once_a_minute_what_time_it_is() {
+    let node = TestNode::start_on_one_thread().await;
+    node.init(1).await.expect("init");
+    node.wait_healthy(1).await;
+    let control = node.handle.context().control.group().expect("the node has a replica of control");
+    let before = control.status().last_position;
+    pause();
+    sleep(Duration::from_secs(600)).await;
+    let proposed = control.status().last_position - before;
+    assert!((9..=11).contains(&proposed), "{proposed} entries in ten idle minutes");
+    node.handle.shutdown().await;
 }
