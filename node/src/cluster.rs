@@ -38,9 +38,9 @@ pub mod voters;
 use quorate_raft::{GroupId, NodeId};
 use quorate_state::ShardId;
 use quorate_state::control::NodeRecord;
-use uuid::Uuid;
 
 use crate::context::Context;
+use crate::request::new_request_id;
 
 pub use service::ClusterApi;
 pub use supervisor::Supervisor;
@@ -61,8 +61,8 @@ pub fn group_of(shard: ShardId) -> GroupId {
 }
 
 /// The request id of an operation that a node asks for itself.
-fn new_request() -> Option<quorate_state::RequestId> {
-    Some(quorate_state::RequestId(Uuid::now_v7().as_u128()))
+fn new_request(context: &Context) -> Option<quorate_state::RequestId> {
+    Some(new_request_id(context.now_us()))
 }
 
 /// This node as it presents itself to the cluster.

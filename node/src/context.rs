@@ -47,6 +47,12 @@ pub struct Context {
 }
 
 impl Context {
+    /// What time it is, microseconds since the Unix epoch, by what is known here: the later of this node's wall clock, which
+    /// may be wrong by years, and log time, which is behind where no node of the group ran for a while.
+    pub fn now_us(&self) -> u64 {
+        self.clock.wall_us().max(self.control.log_time().0)
+    }
+
     /// Watches a group until it stops. Damage takes this one replica out of service; a fault that no damage explains ends
     /// the node, because a node with a dead replica must not look alive and a defect must not delete replicas.
     pub(crate) fn watch_group(&self, group: Group) {

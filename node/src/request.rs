@@ -6,25 +6,26 @@ use quorate_api::limits;
 use quorate_state::RequestId;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
-use uuid::Uuid;
+use uuid::{NoContext, Timestamp, Uuid};
 
 use crate::error::Error;
-use crate::log_clock::Clock;
 
 /// A call whose deadline is farther away ends after so long.
 const LONGEST_CALL: Duration = Duration::from_secs(3_600);
 
-/// How far a client's clock may be ahead of this node's, microseconds. Replies are forgotten in the order in which their ids
+/// How far a client's clock may be ahead of the time that is known here, microseconds. Replies are forgotten in the order in which their ids
 /// were minted, at last: many ids from the future would take the place of everybody else's.
 const AHEAD_US: u64 = 3_600_000_000;
 
 /// The request id of a call; one that names none gets a new one, so that what this node sends twice takes effect once.
 ///
+/// `now_us` is [what time it is](crate::context::Context::now_us).
+///
 /// # Errors
-/// `INVALID_ARGUMENT` if it is no UUID of version 7, or was minted more than an hour ahead of this node's clock.
-pub fn request_id(id: &str, clock: &dyn Clock) -> Result<RequestId, Error> {
+/// `INVALID_ARGUMENT` if it is no UUID of version 7, or was minted more than an hour after that.
+pub fn request_id(id: &str, now_us: u64) -> Result<RequestId, Error> {
     if id.is_empty() {
-        return Ok(RequestId(Uuid::now_v7().as_u128()));
+        return Ok(new_request_id(now_us));
     }
     let refused = |why: &str| {
         let shown: String = id.chars().take(64).collect();
@@ -33,15 +34,23 @@ pub fn request_id(id: &str, clock: &dyn Clock) -> Result<RequestId, Error> {
     let parsed = RequestId(Uuid::try_parse(id).map_err(|_| refused("UUID"))?.as_u128());
     // Only an id that says when it was minted can be refused once its reply is forgotten, instead of being run again.
     let minted = parsed.minted().ok_or_else(|| refused("UUID of version 7"))?;
-    let ahead_us = minted.0.saturating_sub(clock.wall_us());
+    let ahead_us = minted.0.saturating_sub(now_us);
     if ahead_us > AHEAD_US {
         let message = format!(
-            "`request_id` was minted {} s ahead of this node's clock: check the time synchronisation of both hosts",
+            "`request_id` was minted {} s ahead of the time of this cluster: check the time synchronisation of the hosts",
             ahead_us / 1_000_000
         );
         return Err(Error::invalid("request_id", message));
     }
     Ok(parsed)
+}
+
+/// A new request id, minted at `now_us`, which is [what time it is](crate::context::Context::now_us): one that a wrong clock
+/// mints is too old to be looked up.
+pub fn new_request_id(now_us: u64) -> RequestId {
+    let nanos = (now_us % 1_000_000 * 1_000) as u32;
+    let at = Timestamp::from_unix(NoContext, now_us / 1_000_000, nanos);
+    RequestId(Uuid::new_v7(at).as_u128())
 }
 
 /// When a call must be answered: what its client states, else the default.
@@ -68,7 +77,8 @@ fn parse_timeout(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log_clock::SystemClock;
+
+    const NOW_US: u64 = 1_795_000_000_123_456;
 
     #[test]
     fn timeouts_of_every_unit_are_read_and_nonsense_is_not() {
@@ -83,21 +93,19 @@ mod tests {
 
     #[test]
     fn a_call_without_an_id_gets_a_new_one_and_nonsense_is_refused() {
-        let clock = SystemClock::new();
-        let given = Uuid::now_v7();
-        assert_eq!(request_id(&given.to_string(), &clock), Ok(RequestId(given.as_u128())));
-        let minted = request_id("", &clock).expect("a new id");
-        assert!(minted.minted().is_some());
-        let refused = request_id("not an id", &clock).expect_err("no UUID");
+        let given = new_request_id(NOW_US);
+        assert_eq!(request_id(&Uuid::from_u128(given.0).to_string(), NOW_US), Ok(given));
+        let minted = request_id("", NOW_US).expect("a new id").minted().expect("of version 7");
+        assert!((NOW_US - 1_000..=NOW_US).contains(&minted.0), "{minted:?}");
+        let refused = request_id("not an id", NOW_US).expect_err("no UUID");
         assert_eq!(refused.metadata["field"], "request_id");
     }
 
     #[test]
     fn an_id_from_the_future_is_refused_before_it_takes_the_place_of_others() {
-        let clock = SystemClock::new();
         let minted = |ahead_s: u64| {
-            let at = uuid::Timestamp::from_unix(uuid::NoContext, clock.wall_us() / 1_000_000 + ahead_s, 0);
-            request_id(&Uuid::new_v7(at).to_string(), &clock)
+            let id = new_request_id(NOW_US + ahead_s * 1_000_000);
+            request_id(&Uuid::from_u128(id.0).to_string(), NOW_US)
         };
         minted(3_590).expect("clocks differ");
         let refused = minted(3_700).expect_err("by so much they must not");

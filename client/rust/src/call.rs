@@ -4,7 +4,9 @@
 //! kept apart is only what to say at the end, be it the deadline or a refusal: if no try can have been applied the call
 //! failed, else its outcome is unknown.
 
+use std::collections::HashSet;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_api::v1::ErrorReason;
@@ -53,7 +55,8 @@ struct Tries {
     backoff: Backoff,
     avoid: Option<Address>,
     hops: u32,
-    strangers: usize,
+    /// The nodes that belong to no cluster.
+    strangers: HashSet<Address>,
     maybe_applied: bool,
     last: String,
     refusal: Option<ApiError>,
@@ -91,7 +94,7 @@ where
         backoff: Backoff::new(FIRST_BACKOFF, MOST_BACKOFF),
         avoid: None,
         hops: 0,
-        strangers: 0,
+        strangers: HashSet::new(),
         maybe_applied: false,
         last: "nothing was tried".into(),
         refusal: None,
@@ -162,10 +165,15 @@ impl Tries {
                 self.hops += 1;
                 if hinted.is_some() && self.hops <= HOPS { Duration::ZERO } else { self.backoff.next() }
             }
-            ErrorReason::NotInitialized if plan.route != Route::First && self.strangers + 1 < nodes.count() => {
-                self.strangers += 1;
+            // A node that is made anew belongs to no cluster for a while. Only if all nodes say so is it true of the cluster.
+            ErrorReason::NotInitialized if plan.route != Route::First => {
+                self.strangers.insert(Arc::clone(&address));
+                if nodes.are_all(&self.strangers) {
+                    return Err(self.refused_for_good(plan, error));
+                }
+                nodes.failed(&address);
                 self.avoid = Some(address);
-                Duration::ZERO
+                self.another_node(nodes)
             }
             ErrorReason::ShuttingDown => {
                 nodes.failed(&address);

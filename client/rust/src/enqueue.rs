@@ -7,7 +7,7 @@
 //!
 //! Invariant: a call is in exactly one of `waiting` and `unanswered` until it is answered or its caller has left.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -270,7 +270,8 @@ impl Queue {
                 None => Err(empty("it has no outcome")),
             };
             match outcome {
-                Err(error) if error.is_retryable() => {
+                // What belongs to no cluster says nothing of the cluster.
+                Err(error) if error.is_retryable() || error.reason == ErrorReason::NotInitialized => {
                     call.maybe_applied |= error.reason == ErrorReason::OutcomeUnknown;
                     state.last.clone_from(&error.message);
                     call.refusal = Some(error.clone());
@@ -383,13 +384,14 @@ impl Pump {
         let mut backoff = Backoff::new(FIRST_BACKOFF, MOST_BACKOFF);
         let mut avoid = None;
         let mut hops = 0;
+        let mut refusing = HashSet::new();
         loop {
             while self.queue.is_idle() {
                 self.queue.filled.notified().await;
             }
             let address = self.nodes.pick(Route::Leader, avoid.as_ref());
             let end = self.stream(&address).await;
-            avoid = Some(address);
+            avoid = Some(Arc::clone(&address));
             let refused = matches!(end, End::Refused(_));
             let mut for_all = None;
             let (why, pause) = match end {
@@ -406,14 +408,20 @@ impl Pump {
                 End::Refused(error) => {
                     hops = hops.saturating_add(1);
                     let why = error.message.clone();
-                    if hops as usize >= self.nodes.count() {
+                    self.nodes.failed(&address);
+                    refusing.insert(address);
+                    // One that is made anew belongs to no cluster for a while; the others may only be out of reach.
+                    if self.nodes.are_all(&refusing) {
                         for_all = Some(error);
                         hops = 0;
+                        refusing.clear();
                     }
-                    (why, Duration::ZERO)
+                    let first_round = (hops as usize) < self.nodes.count();
+                    (why, if first_round { Duration::ZERO } else { backoff.next() })
                 }
                 End::Broke(why) => {
                     hops = 0;
+                    refusing.clear();
                     backoff.reset();
                     (why, Duration::ZERO)
                 }

@@ -1,6 +1,6 @@
 //! Which node to ask: the known addresses, the channels to them, and who leads.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,6 +88,11 @@ impl Nodes {
 
     pub(crate) fn count(&self) -> usize {
         self.given.len()
+    }
+
+    /// Whether these are all of the nodes.
+    pub(crate) fn are_all(&self, addresses: &HashSet<Address>) -> bool {
+        self.given.iter().all(|address| addresses.contains(address))
     }
 
     /// The address to try next. `avoid` is passed over where there is another.

@@ -296,7 +296,7 @@ pub async fn add_member(context: &Context, request: AddMemberRequest) -> Result<
         client_address: request.client_address,
         http_address,
     };
-    let operation = Operation { request: new_request(), command: Command::AddMember { node: record } };
+    let operation = Operation { request: new_request(context), command: Command::AddMember { node: record } };
     let reply = context.control.propose_anywhere(operation, Instant::now() + PROPOSE_TIMEOUT).await??;
     let cluster = context.groups.identity().cluster.ok_or_else(Error::not_initialized)?;
     match reply {

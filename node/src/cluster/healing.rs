@@ -182,7 +182,7 @@ impl Formation {
         match *asked {
             Some((replica, request)) if replica == lost => request,
             _ => {
-                let request = new_request().unwrap_or_default();
+                let request = new_request(&self.context).unwrap_or_default();
                 *asked = Some((lost, request));
                 request
             }

@@ -242,7 +242,7 @@ impl Hosting {
             return false;
         }
         let command = Command::ReplaceReplica { shard, node: in_state(self.context.node), replica };
-        let operation = Operation { request: new_request(), command };
+        let operation = Operation { request: new_request(&self.context), command };
         match self.context.control.propose_anywhere(operation, Instant::now() + PROPOSE_TIMEOUT).await {
             Ok(Ok(_)) => {
                 self.context.quarantine.held_up(group, None);

@@ -39,7 +39,7 @@ pub async fn leave(context: &Context, request: &LeaveRequest) -> Result<(), Erro
     }
     check_quorums(context, node).await?;
     let command = Command::StartLeave { node: in_state(node), allow_fewer: request.allow_fewer_replicas };
-    let operation = Operation { request: new_request(), command };
+    let operation = Operation { request: new_request(context), command };
     context.control.propose_anywhere(operation, Instant::now() + PROPOSE_TIMEOUT).await??;
     tracing::info!(%node, "a node begins to leave");
     wait_until_gone(context, node).await

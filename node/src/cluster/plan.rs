@@ -58,6 +58,13 @@ pub fn heir(view: &GroupView, me: ReplicaId, among: &BTreeSet<ReplicaId>) -> Opt
     among.intersection(&view.voters).filter(there).max_by_key(|replica| view.matched.get(replica)).copied()
 }
 
+/// Whether the voters other than `me`, the leader, are a majority by themselves, as far as they were heard of lately: they can
+/// elect one of them without it.
+pub fn others_decide(view: &GroupView, me: ReplicaId) -> bool {
+    let there = view.voters.iter().filter(|replica| **replica != me && is_heard(view, me, **replica));
+    there.count() >= majority(view.voters.len())
+}
+
 /// Whether the leader `me` has heard of the replica lately.
 fn is_heard(view: &GroupView, me: ReplicaId, replica: ReplicaId) -> bool {
     let since = view.heard.get(&replica).copied().flatten();
@@ -175,6 +182,16 @@ mod tests {
         never.heard.insert(2, None);
         assert_eq!(next_step(&never, 1, &set(&[2])), Step::Nothing, "it has not answered this leader yet");
         assert_eq!((heir(&without_2, 1, &set(&[1, 2, 3])), heir(&without_2, 1, &set(&[1, 2]))), (Some(3), None));
+    }
+
+    #[test]
+    fn the_others_decide_only_where_a_majority_of_them_answers() {
+        let full = view(&[1, 2, 3], &[(1, 1_000), (2, 1_000), (3, 900)]);
+        assert!(others_decide(&full, 1));
+        assert!(!others_decide(&silent(full.clone(), 3), 1), "2 alone elects nobody");
+        assert!(!others_decide(&view(&[1], &[(1, 1_000), (2, 1_000)]), 1), "a learner elects nobody");
+        let five: Vec<_> = (1..=5).map(|replica| (replica, 1_000)).collect();
+        assert!(others_decide(&silent(view(&[1, 2, 3, 4, 5], &five), 5), 1));
     }
 
     #[test]

@@ -79,7 +79,7 @@ impl Presence {
         if known.is_none_or(|known| known == own) || context.control.leader().is_none() {
             return Ok(false);
         }
-        let operation = Operation { request: new_request(), command: Command::AddMember { node: own } };
+        let operation = Operation { request: new_request(context), command: Command::AddMember { node: own } };
         context.control.propose_anywhere(operation, Instant::now() + PROPOSE_TIMEOUT).await??;
         Ok(true)
     }

@@ -189,7 +189,7 @@ async fn record_changes(
 }
 
 async fn propose(context: &Context, command: Command) -> Result<(), Error> {
-    let operation = Operation { request: new_request(), command };
+    let operation = Operation { request: new_request(context), command };
     match context.control.propose_anywhere(operation, Instant::now() + PROPOSE_TIMEOUT).await? {
         Ok(_) => Ok(()),
         Err(reject) => Err(reject.into()),

@@ -1,7 +1,9 @@
 //! A node whose disk does not answer hands over what it leads.
 //!
 //! Raft sees nothing of it: the heartbeats of a leader need no disk, so that it would lead on and acknowledge nothing, and no
-//! other would be elected, until the disk answers again. As a follower it holds up nobody.
+//! other would be elected, until the disk answers again. As a follower it holds up nobody that has a majority without it.
+//! Where the others have none it keeps the lead: nobody could be elected before its disk answers, and until then it goes
+//! on confirming reads, which need no disk.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +13,7 @@ use quorate_raft::Group;
 use tokio::time::{sleep, timeout};
 
 use super::hosting::Hosting;
-use super::plan::heir;
+use super::plan::{heir, others_decide};
 use crate::context::Context;
 
 /// The disk has stalled if a write is not durable after so long. Far above what a busy one takes: who hands over too readily
@@ -42,7 +44,8 @@ async fn run(context: Context, hosting: Arc<Hosting>) {
         }
         let control = context.control.group();
         let groups = hosting.running().into_iter().map(|(_, group)| group).chain(control);
-        join_all(groups.map(hand_over)).await;
+        let mine = groups.filter(|group| others_decide(&group.status(), group.replica()));
+        join_all(mine.map(hand_over)).await;
     }
 }
 

@@ -32,7 +32,7 @@ impl MemoryService for MemoryApi {
     ) -> Result<Response<v1::CreateCollectionResponse>, Status> {
         let deadline = deadline(request.metadata());
         let request = request.into_inner();
-        let id = request_id(&request.request_id, &*self.inner.context.clock)?;
+        let id = request_id(&request.request_id, self.inner.context.now_us())?;
         Ok(Response::new(self.inner.create(request, id, deadline).await?))
     }
 
@@ -49,14 +49,14 @@ impl MemoryService for MemoryApi {
     ) -> Result<Response<v1::DeleteCollectionResponse>, Status> {
         let deadline = deadline(request.metadata());
         let request = request.into_inner();
-        let id = request_id(&request.request_id, &*self.inner.context.clock)?;
+        let id = request_id(&request.request_id, self.inner.context.now_us())?;
         Ok(Response::new(self.inner.drop_collection(request, id, deadline).await?))
     }
 
     async fn upsert(&self, request: Request<v1::UpsertRequest>) -> Result<Response<v1::UpsertResponse>, Status> {
         let deadline = deadline(request.metadata());
         let request = request.into_inner();
-        let id = request_id(&request.request_id, &*self.inner.context.clock)?;
+        let id = request_id(&request.request_id, self.inner.context.now_us())?;
         Ok(Response::new(self.inner.upsert(request, id, deadline).await?))
     }
 
@@ -74,7 +74,7 @@ impl MemoryService for MemoryApi {
     ) -> Result<Response<v1::DeletePointsResponse>, Status> {
         let deadline = deadline(request.metadata());
         let request = request.into_inner();
-        let id = request_id(&request.request_id, &*self.inner.context.clock)?;
+        let id = request_id(&request.request_id, self.inner.context.now_us())?;
         Ok(Response::new(self.inner.delete(request, id, deadline).await?))
     }
 

@@ -164,7 +164,7 @@ async fn begin(tasks: &Tasks, inbound: &mut Streaming<v1::WorkRequest>) -> Resul
 
 async fn open_session(tasks: &Tasks, open: v1::OpenSession) -> Result<Start, Error> {
     let ttl_ms = check_open(&open)?;
-    let id = wire::request_id(&open.request_id, &*tasks.context.clock)?;
+    let id = wire::request_id(&open.request_id, tasks.context.now_us())?;
     let command = Command::OpenSession { agent: open.agent, roles: open.roles, slots: open.slots, ttl_ms };
     let operation = Operation { request: Some(id), command };
     match tasks.context.control.propose_anywhere(operation, Instant::now() + OPEN).await?? {

@@ -19,7 +19,6 @@ use v1::enqueue_answer::Outcome;
 use super::{Tasks, wire};
 use crate::error::Error;
 use crate::limits::ENTRY_BYTES;
-use crate::log_clock::Clock;
 
 /// Frames of one stream that are under way. Beyond it the stream is not read.
 const FRAMES_IN_FLIGHT: usize = 64;
@@ -29,9 +28,9 @@ const TASK_BYTES: usize = 96;
 const ANSWERS: usize = 64;
 
 /// Checks an enqueue and makes its operation.
-pub(super) fn operation(request: &v1::EnqueueRequest, clock: &dyn Clock) -> Result<Operation<Command>, Error> {
+pub(super) fn operation(request: &v1::EnqueueRequest, now_us: u64) -> Result<Operation<Command>, Error> {
     wire::check_enqueue(&request.tasks)?;
-    let id = wire::request_id(&request.request_id, clock)?;
+    let id = wire::request_id(&request.request_id, now_us)?;
     let tasks = request.tasks.iter().map(wire::task_from_wire).collect();
     Ok(Operation { request: Some(id), command: Command::Enqueue { tasks } })
 }
@@ -107,7 +106,7 @@ fn accept(tasks: &Arc<Tasks>, calls: Vec<v1::EnqueueCall>) -> (Vec<BoxFuture<'st
     for call in calls {
         let request = call.request.unwrap_or_default();
         let size: usize = request.tasks.iter().map(|task| TASK_BYTES + task.payload.len()).sum();
-        match too_many.clone().map_or_else(|| operation(&request, &*tasks.context.clock), Err) {
+        match too_many.clone().map_or_else(|| operation(&request, tasks.context.now_us()), Err) {
             Ok(operation) => {
                 // What goes into an entry of its own does not hold up the rest.
                 if bytes + size > ENTRY_BYTES && !operations.is_empty() {
@@ -166,16 +165,17 @@ fn answer(seq: u64, outcome: Result<v1::EnqueueResponse, Error>) -> v1::EnqueueA
 mod tests {
     use super::*;
     use crate::error::ErrorReason;
-    use crate::log_clock::SystemClock;
+    use crate::request::new_request_id;
     use quorate_state::TaskId;
 
     #[test]
     fn an_operation_carries_the_callers_request_id() {
         let task = v1::NewTask { queue: "q".into(), ..v1::NewTask::default() };
-        let id = uuid::Uuid::now_v7();
-        let request = v1::EnqueueRequest { request_id: id.to_string(), tasks: vec![task] };
-        let made = operation(&request, &SystemClock::new()).expect("valid");
-        assert_eq!(made.request.map(|request| request.0), Some(id.as_u128()));
+        let now_us = 1_795_000_000_000_000;
+        let id = new_request_id(now_us);
+        let request_id = uuid::Uuid::from_u128(id.0).to_string();
+        let made = operation(&v1::EnqueueRequest { request_id, tasks: vec![task] }, now_us).expect("valid");
+        assert_eq!(made.request, Some(id));
         assert!(matches!(made.command, Command::Enqueue { tasks } if tasks.len() == 1));
     }
 

@@ -119,7 +119,7 @@ impl Tasks {
     }
 
     async fn enqueue(&self, request: v1::EnqueueRequest, deadline: Instant) -> Result<v1::EnqueueResponse, Error> {
-        let operation = enqueue::operation(&request, &*self.context.clock)?;
+        let operation = enqueue::operation(&request, self.context.now_us())?;
         let tasks = request.tasks.len();
         let reply =
             self.context.control.propose_anywhere(operation, deadline).await.map_err(|error| self.hint(error))??;
@@ -237,7 +237,7 @@ impl Tasks {
     async fn cancel(&self, request: v1::CancelTaskRequest, deadline: Instant) -> Result<v1::Task, Error> {
         let task = TaskId(request.task_id);
         let operation = Operation {
-            request: Some(wire::request_id(&request.request_id, &*self.context.clock)?),
+            request: Some(wire::request_id(&request.request_id, self.context.now_us())?),
             command: Command::Cancel { task },
         };
         match self.context.control.propose_anywhere(operation, deadline).await.map_err(|error| self.hint(error))?? {

@@ -1,6 +1,6 @@
 //! The long-lived streams of a peer, on the receiving side: heartbeats and appends of all its groups.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map};
 use std::sync::Arc;
 
 use futures::stream::{BoxStream, FuturesUnordered, SelectAll};
@@ -102,6 +102,30 @@ enum Answer {
     Ended(u64),
 }
 
+/// The sessions of a stream that are open, each with where its requests go.
+struct Sessions<T> {
+    open: HashMap<u64, mpsc::Sender<T>>,
+}
+
+impl<T> Sessions<T> {
+    fn new() -> Sessions<T> {
+        Sessions { open: HashMap::new() }
+    }
+
+    fn close(&mut self, session: u64) {
+        self.open.remove(&session);
+    }
+
+    /// Opens a session: what is put into it comes out of the receiver. `None` if it is open, because the word came twice: a second
+    /// one in its place would go down with the end of the first, and its peer wait for answers in vain.
+    fn begin(&mut self, session: u64) -> Option<mpsc::Receiver<T>> {
+        let hash_map::Entry::Vacant(place) = self.open.entry(session) else { return None };
+        let (requests, input) = mpsc::channel(SESSION_DEPTH);
+        place.insert(requests);
+        Some(input)
+    }
+}
+
 /// Serves the append stream of one peer until it ends.
 pub(super) async fn serve_appends(
     groups: Arc<Directory>,
@@ -109,7 +133,7 @@ pub(super) async fn serve_appends(
     mut frames: Streaming<proto::AppendFrame>,
     replies: Replies,
 ) {
-    let mut sessions: HashMap<u64, mpsc::Sender<AppendEntriesRequest<TC>>> = HashMap::new();
+    let mut sessions = Sessions::new();
     let mut answers: SelectAll<BoxStream<'static, Answer>> = SelectAll::new();
     loop {
         let answer = tokio::select! {
@@ -123,7 +147,7 @@ pub(super) async fn serve_appends(
                 match accept(&groups, &mut sessions, &mut answers, frame) {
                     Ok(()) => continue,
                     Err(reason) => {
-                        sessions.remove(&session);
+                        sessions.close(session);
                         Answer::Outcome(proto::Outcome { id: session, result: Some(refused(reason)) })
                     }
                 }
@@ -132,14 +156,14 @@ pub(super) async fn serve_appends(
         };
         match answer {
             Answer::Ended(session) => {
-                sessions.remove(&session);
+                sessions.close(session);
             }
             Answer::Outcome(first) => {
                 let mut outcomes = (&mut answers).filter_map(|answer| {
                     std::future::ready(match answer {
                         Answer::Outcome(outcome) => Some(outcome),
                         Answer::Ended(session) => {
-                            sessions.remove(&session);
+                            sessions.close(session);
                             None
                         }
                     })
@@ -156,22 +180,22 @@ pub(super) async fn serve_appends(
 /// Hands one frame to its session, which it may open or close. What still comes for a session that has ended is dropped.
 fn accept(
     groups: &Directory,
-    sessions: &mut HashMap<u64, mpsc::Sender<AppendEntriesRequest<TC>>>,
+    sessions: &mut Sessions<AppendEntriesRequest<TC>>,
     answers: &mut SelectAll<BoxStream<'static, Answer>>,
     frame: proto::AppendFrame,
 ) -> Result<(), String> {
     let session = frame.session;
     if frame.closes {
-        sessions.remove(&session);
+        sessions.close(session);
         return Ok(());
     }
     if frame.opens {
         let group = groups.route(frame.route.as_ref())?;
-        let (requests, input) = mpsc::channel(SESSION_DEPTH);
-        sessions.insert(session, requests);
-        answers.push(open(&group, session, input));
+        if let Some(input) = sessions.begin(session) {
+            answers.push(open(&group, session, input));
+        }
     }
-    let Some(requests) = sessions.get(&session) else { return Ok(()) };
+    let Some(requests) = sessions.open.get(&session) else { return Ok(()) };
     let request = decode(frame).map_err(|error| error.to_string())?;
     requests.try_send(request).map_err(|_| "more requests than the session may have under way".to_owned())
 }
@@ -197,4 +221,20 @@ fn decode(frame: proto::AppendFrame) -> Result<AppendEntriesRequest<TC>, Malform
         entries,
         leader_commit: frame.commit.map(Into::into),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_that_is_opened_twice_is_one() {
+        let mut sessions = Sessions::new();
+        let mut input = sessions.begin(7).expect("it is new");
+        assert!(sessions.begin(7).is_none(), "what comes twice opens nothing");
+        sessions.open[&7].try_send("a request").expect("it is open");
+        assert_eq!(input.try_recv(), Ok("a request"), "the first one goes on");
+        sessions.close(7);
+        assert!(sessions.begin(7).is_some(), "after its end the number is free");
+    }
 }

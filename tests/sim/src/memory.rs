@@ -16,6 +16,7 @@ use quorate_state::shard::{PointReject, Reply};
 use tokio::time::sleep;
 use uuid::Uuid;
 
+use crate::check::names::Reading;
 use crate::check::points::Moment;
 use crate::check::registers::{Action, Operation};
 use crate::clients::{Ways, is_certain, is_final};
@@ -286,10 +287,10 @@ impl Worker {
 
     async fn get(&mut self, id: &str, consistency: Consistency) {
         let (from, floor) = self.world.with_history(|history| (history.step, history.points.floor(id)));
-        let (what, floor) = match consistency {
-            Consistency::Linearizable => ("linearizable get", Some(floor)),
-            Consistency::Session => ("session get", Some(self.own.get(id).copied().unwrap_or_default())),
-            _ => ("stale get", None),
+        let (reading, floor) = match consistency {
+            Consistency::Linearizable => (Reading::Get, Some(floor)),
+            Consistency::Session => (Reading::SessionGet, Some(self.own.get(id).copied().unwrap_or_default())),
+            _ => (Reading::StaleGet, None),
         };
         let request = GetPointsRequest {
             collection: COLLECTION.to_owned(),
@@ -305,8 +306,8 @@ impl Worker {
                 self.world.with_history(|history| {
                     history.memory_operation();
                     let to = history.step;
-                    history.trace.note(to, format_args!("{id}: {what} {version}"));
-                    let wrong = history.points.read(id, shown.as_ref(), floor, what);
+                    history.trace.note(to, format_args!("{id}: {} {version}", reading.name()));
+                    let wrong = history.points.read(id, shown.as_ref(), floor, reading);
                     history.note(wrong);
                     if consistency == Consistency::Linearizable {
                         history.registers.add(id, Operation { from, to, action: Action::Read { version } });
@@ -343,13 +344,13 @@ impl Worker {
             history.memory_operation();
             let to = history.step;
             history.trace.note(to, format_args!("a search finds {}", answer.hits.len()));
-            history.note(doubled.map(|hit| format!("a search finds {} twice", hit.id)));
-            history.note(unordered.then(|| "the hits of a search are not in order".to_owned()));
+            history.note(doubled.map(|hit| format!("search: {} is found twice", hit.id)));
+            history.note(unordered.then(|| "search: the hits are not in order".to_owned()));
             for (id, floor) in ids.iter().zip(floors) {
                 let hit = answer.hits.iter().find(|hit| hit.id == *id);
                 let shown = hit.map(|hit| (hit.version, hit.payload.to_vec()));
                 let version = hit.map_or(0, |hit| hit.version);
-                let wrong = history.points.read(id, shown.as_ref(), Some(floor), "search");
+                let wrong = history.points.read(id, shown.as_ref(), Some(floor), Reading::Search);
                 history.note(wrong);
                 history.registers.add(id, Operation { from, to, action: Action::Read { version } });
             }

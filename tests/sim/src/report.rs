@@ -95,11 +95,11 @@ impl Report {
 
     /// Whether so much happened that a run without violations says something.
     pub(crate) fn is_valid(&self) -> bool {
-        self.commits >= self.steps / STEPS_PER_COMMIT
-            && self.operations >= self.steps / STEPS_PER_OPERATION
-            && self.memory_operations >= self.steps / STEPS_PER_MEMORY_OPERATION
-            && self.elections >= self.steps / STEPS_PER_ELECTION
-            && self.crashes >= self.steps / STEPS_PER_CRASH
+        self.commits >= self.steps.div_ceil(STEPS_PER_COMMIT)
+            && self.operations >= self.steps.div_ceil(STEPS_PER_OPERATION)
+            && self.memory_operations >= self.steps.div_ceil(STEPS_PER_MEMORY_OPERATION)
+            && self.elections >= self.steps.div_ceil(STEPS_PER_ELECTION)
+            && self.crashes >= self.steps.div_ceil(STEPS_PER_CRASH)
     }
 
     /// One line for people.

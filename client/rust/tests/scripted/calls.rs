@@ -190,6 +190,31 @@ async fn a_node_outside_of_any_cluster_is_passed_over() {
     assert_eq!(call.await.unwrap().unwrap().id, 7);
 }
 
+/// The chaos suite found it: one that was made anew was asked again and again while the others were out of reach, and counted
+/// for each of them.
+#[tokio::test(start_paused = true)]
+async fn one_node_outside_of_any_cluster_does_not_speak_for_those_out_of_reach() {
+    let network = Network::default();
+    let mut a = network.node("a:1");
+    let client = network.client(&["a:1", "b:1", "c:1"]);
+    let call = tokio::spawn(async move { client.get_task(7).await });
+    for _ in 0..4 {
+        soon(a.get_task()).await.refuse(error(ErrorReason::NotInitialized));
+    }
+    let mut b = network.node("b:1");
+    loop {
+        match soon(either(&mut a, &mut b)).await {
+            (0, Seen::GetTask(stranger)) => stranger.refuse(error(ErrorReason::NotInitialized)),
+            (_, Seen::GetTask(member)) => {
+                member.ok(GetTaskResponse { task: Some(Task { id: 7, ..Task::default() }) });
+                break;
+            }
+            _ => panic!("a read"),
+        }
+    }
+    assert_eq!(call.await.unwrap().unwrap().id, 7);
+}
+
 #[tokio::test(start_paused = true)]
 async fn bad_input_is_refused_before_it_is_sent() {
     let client = Network::default().client(&["a:1"]);

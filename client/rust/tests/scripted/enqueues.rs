@@ -230,6 +230,33 @@ async fn outside_of_any_cluster_the_callers_are_told_at_once() {
     assert!(begin.elapsed() < Duration::from_secs(1));
 }
 
+/// The chaos suite found it, see the calls.
+#[tokio::test(start_paused = true)]
+async fn one_node_outside_of_any_cluster_does_not_refuse_for_those_out_of_reach() {
+    let network = Network::default();
+    let mut stranger = network.node("a:1");
+    let client = network.client(&["a:1", "b:1"]);
+    let caller = start(&client, 0..1);
+    for _ in 0..4 {
+        soon(stranger.enqueue_stream()).await.break_with(error(ErrorReason::NotInitialized));
+    }
+    let mut answering = soon(stranger.enqueue_stream()).await;
+    let (calls, _) = read(&mut answering, 1).await;
+    answer(&answering, calls.iter().map(|call| refused(call, error(ErrorReason::NotInitialized))).collect());
+    let mut member = network.node("b:1");
+    let mut stream = loop {
+        match soon(either(&mut stranger, &mut member)).await {
+            (1, Seen::EnqueueStream(stream)) => break stream,
+            (_, Seen::EnqueueStream(stream)) => stream.break_with(error(ErrorReason::NotInitialized)),
+            _ => panic!("a stream"),
+        }
+    };
+    let (again, _) = read(&mut stream, 1).await;
+    assert_eq!(request_id(&again[0]), request_id(&calls[0]));
+    answer(&stream, again.iter().map(granted).collect());
+    assert_eq!(soon(caller).await.unwrap(), [Ok(0)]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_refusal_of_all_leaves_open_what_an_earlier_stream_may_have_applied() {
     let network = Network::default();

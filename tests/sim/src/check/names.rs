@@ -2,7 +2,7 @@
 //! may catch which bug.
 
 /// All of them.
-pub(crate) const CHECKERS: [&str; 30] = [
+pub(crate) const CHECKERS: [&str; 31] = [
     "audit",
     "clients",
     "commit on quorum",
@@ -27,6 +27,7 @@ pub(crate) const CHECKERS: [&str; 30] = [
     "running groups",
     "search",
     "self-check",
+    "session get",
     "sessions",
     "stale get",
     "stale read",
@@ -34,6 +35,31 @@ pub(crate) const CHECKERS: [&str; 30] = [
     "state machine safety",
     "touched records",
 ];
+
+/// A read of points, which is a checker by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// A linearizable one.
+    Get,
+    /// One that has to see what its own client wrote.
+    SessionGet,
+    /// One that may be behind.
+    StaleGet,
+    /// A linearizable search.
+    Search,
+}
+
+impl Reading {
+    /// The name of the checker.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Reading::Get => "get",
+            Reading::SessionGet => "session get",
+            Reading::StaleGet => "stale get",
+            Reading::Search => "search",
+        }
+    }
+}
 
 /// The checker that speaks: a violation is `step N: CHECKER: what`, or that without its step.
 pub(crate) fn checker_of(violation: &str) -> &str {
@@ -45,6 +71,13 @@ pub(crate) fn checker_of(violation: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_reading_is_a_checker() {
+        for reading in [Reading::Get, Reading::SessionGet, Reading::StaleGet, Reading::Search] {
+            assert!(CHECKERS.contains(&reading.name()), "{reading:?}");
+        }
+    }
 
     #[test]
     fn a_violation_names_its_checker() {

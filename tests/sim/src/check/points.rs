@@ -11,6 +11,7 @@ use quorate_state::shard::{Command, PointReject, PointWrite, Reply, Version};
 use quorate_state::{Operation, Reject};
 
 use super::Wrong;
+use super::names::Reading;
 
 /// What a point is: its version and what is stored with it.
 pub(crate) type Point = (u64, Vec<u8>);
@@ -176,7 +177,7 @@ impl Points {
     }
 
     /// A read showed the point so. `floor` is that of the moment in which it began; none for a read that may be stale.
-    pub(crate) fn read(&mut self, id: &str, shown: Option<&Point>, floor: Option<Moment>, what: &str) -> Wrong {
+    pub(crate) fn read(&mut self, id: &str, shown: Option<&Point>, floor: Option<Moment>, reading: Reading) -> Wrong {
         let history = self.points.entry(id.to_owned()).or_default();
         let begins = std::iter::once((Moment::default(), None));
         let states: Vec<(Moment, Option<&Point>)> =
@@ -199,7 +200,8 @@ impl Points {
                 let shown = shown.map(|(version, payload)| (*version, String::from_utf8_lossy(payload).into_owned()));
                 let now = history.now().map(|(version, _)| *version);
                 vec![format!(
-                    "{what}: {id} was read as {shown:?}, which it was not since {least:?}; now it has {now:?}"
+                    "{}: {id} was read as {shown:?}, which it was not since {least:?}; now it has {now:?}",
+                    reading.name()
                 )]
             }
         }
@@ -261,16 +263,16 @@ mod tests {
         points.acknowledged(ID, b"x", 1);
         took(&mut points, 2, put("y", None), version(2));
         let begun = points.floor(ID);
-        assert!(points.read(ID, Some(&x), Some(begun), "get").is_empty(), "y is not acknowledged");
-        assert!(points.read(ID, Some(&y), Some(begun), "get").is_empty());
+        assert!(points.read(ID, Some(&x), Some(begun), Reading::Get).is_empty(), "y is not acknowledged");
+        assert!(points.read(ID, Some(&y), Some(begun), Reading::Get).is_empty());
         let begun = points.floor(ID);
-        assert!(points.read(ID, Some(&x), Some(begun), "get")[0].contains("get"), "y was read before");
-        assert!(!points.read(ID, None, Some(begun), "get").is_empty());
-        assert!(points.read(ID, Some(&x), None, "stale get").is_empty());
-        assert!(!points.read(ID, Some(&(3, b"z".to_vec())), None, "stale get").is_empty(), "it was never that");
+        assert!(points.read(ID, Some(&x), Some(begun), Reading::Get)[0].contains("get"), "y was read before");
+        assert!(!points.read(ID, None, Some(begun), Reading::Get).is_empty());
+        assert!(points.read(ID, Some(&x), None, Reading::StaleGet).is_empty());
+        assert!(!points.read(ID, Some(&(3, b"z".to_vec())), None, Reading::StaleGet).is_empty(), "it was never that");
         let gone = Reply::Deleted { existed: vec![true] };
         let delete = Command::Delete { collection: CollectionId(1), generation: 1, ids: vec![ID.to_owned()] };
         assert!(took(&mut points, 3, delete, gone).is_empty());
-        assert!(points.read(ID, None, Some(begun), "get").is_empty());
+        assert!(points.read(ID, None, Some(begun), Reading::Get).is_empty());
     }
 }
