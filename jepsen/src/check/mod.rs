@@ -46,6 +46,7 @@ use crate::{
 };
 
 pub use verdict::Outcome;
+pub(crate) use verdict::judged;
 
 pub(crate) use bite::{done_by_load, is_of_load};
 

@@ -6,10 +6,13 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{Format, campaign, exit, planted, table};
+use crate::check::{Outcome, judged};
 use crate::cluster;
+use crate::event::Verdict;
 use crate::history::History;
 use crate::ledger::{Kind, Ledger, Total};
 use crate::{check, nemesis, workload};
@@ -58,13 +61,22 @@ pub(super) struct Check {
     output: Format,
 }
 
+/// What a history comes to, for programs.
+#[derive(Debug, Serialize)]
+struct Judged<'a> {
+    #[serde(flatten, with = "judged")]
+    outcome: Outcome,
+    #[serde(flatten)]
+    verdict: &'a Verdict,
+}
+
 impl Check {
     pub(super) fn execute(&self) -> Result<ExitCode> {
         let history = History::read(&self.history)?;
         let verdict = check::recorded(&history);
         let outcome = verdict.outcome();
         if self.output == Format::Json {
-            println!("{}", serde_json::to_string(&verdict)?);
+            println!("{}", serde_json::to_string(&Judged { outcome, verdict: &verdict })?);
             return Ok(exit(outcome));
         }
         let mut rows = vec![vec!["verdict".to_owned(), outcome.to_string()]];
@@ -267,6 +279,13 @@ mod tests {
         assert!(told("def").lines().any(power), "{}", told("def"));
         assert!(told("def").ends_with("Counted from: def; history is the pieces before its first line."));
         assert!(told("abc").contains("\nThe pieces that count are of: abc1234 (3)."), "{}", told("abc"));
+    }
+
+    #[test]
+    fn a_history_that_is_checked_tells_its_outcome_as_a_run_does() {
+        let verdict = Verdict { violations: vec!["lost".into()], ..Verdict::default() };
+        let json = serde_json::to_string(&Judged { outcome: verdict.outcome(), verdict: &verdict }).expect("writable");
+        assert_eq!(json, r#"{"valid":false,"outcome":"invalid","violations":["lost"],"void":[],"counts":{}}"#);
     }
 
     #[test]
