@@ -395,6 +395,9 @@ pub const MAJORITY: &str = "majority=true";
 pub const NO_MAJORITY: &str = "majority=false";
 /// In the detail of a fault that began in a cluster that had just been seen to be healthy, whatever was before.
 pub const WAS_WELL: &str = "well=true";
+/// In the detail of a fault that changes the links again and again, right before the time of the last change, on the clock of
+/// its history.
+pub const LAST_CHANGE: &str = "last-change=";
 
 /// What was asked of a run, and so what it is judged by.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

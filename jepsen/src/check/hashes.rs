@@ -1,13 +1,18 @@
 //! State hashes: replicas of a group are equal at the same position, always; and at the end all are at the same position.
 //!
 //! Replicas are asked in rounds, each of which names every replica of every group in order. The last round says how it ended:
-//! a replica that has not told its hash there was not compared, and then the run proves nothing.
+//! a replica that has not told its hash there was not compared, and then the run proves nothing. One that has, and is still
+//! behind what another one told long before, while nobody wrote any more, is stuck, however equal it once was.
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::verdict::Findings;
+use super::{
+    Rules,
+    availability::{extended, limit_after},
+    verdict::{Findings, seconds},
+};
 use crate::{
-    event::{Injection, Micros, Operation, Phase, Verdict},
+    event::{Fault, Injection, Micros, Operation, Phase, Stage, Verdict},
     history::{History, Span},
 };
 
@@ -22,8 +27,17 @@ struct Told {
 /// The replicas of all groups, with the positions that they told in one round; `None`: it told none.
 type Round = BTreeMap<(u32, usize), Option<u64>>;
 
-/// `required`: a run that compared nothing is void.
-pub(super) fn judge(history: &History, spans: &[Span<'_>], required: bool) -> Verdict {
+/// A replica that came to a position, and when it told that.
+#[derive(Debug, Clone, Copy)]
+struct Ahead {
+    position: u64,
+    node: usize,
+    time: Micros,
+}
+
+/// By the rules a run that compared nothing is void, or is not.
+pub(super) fn judge(history: &History, spans: &[Span<'_>], rules: &Rules) -> Verdict {
+    let required = rules.compared;
     let mut findings = Findings::of("hashes");
     let mut at: HashMap<(u32, u64), Told> = HashMap::new();
     let mut last = Round::new();
@@ -57,12 +71,39 @@ pub(super) fn judge(history: &History, spans: &[Span<'_>], required: bool) -> Ve
     if last.is_empty() && (asked || required) {
         findings.void("the states of no group were compared after the last fault".to_owned());
     }
-    at_rest(&last, &mut findings);
+    at_rest(&last, &long_before(history, spans, rules), &mut findings);
     findings.verdict(asked || required)
 }
 
+/// How far replicas of each group had come so long before the last answer that every other one must have come as far, though
+/// the machine stood still meanwhile; told when nobody wrote any more. What is proposed without anybody writing may be
+/// younger than that, and what is made anew may take as long as it may after the heal.
+fn long_before(history: &History, spans: &[Span<'_>], rules: &Rules) -> BTreeMap<u32, Ahead> {
+    let told = |span: &Span<'_>| match (span.operation(), span.ended) {
+        (Operation::Hash { group, node, at: Some((position, _)) }, Some((event, _))) if event.phase == Phase::Ok => {
+            Some((*group, Ahead { position: *position, node: *node, time: event.time }))
+        }
+        _ => None,
+    };
+    let asked = spans.iter().filter(|span| matches!(span.operation(), Operation::Hash { .. }));
+    let end = asked.filter_map(|span| span.ended).map(|(event, _)| event.time).max().unwrap_or(0);
+    let mut ahead: BTreeMap<u32, Ahead> = BTreeMap::new();
+    let Some(rest) = history.reached(Stage::AtRest) else { return ahead };
+    let faults: Vec<&Fault> = history.faults.iter().filter(|fault| fault.injection != Injection::Skipped).collect();
+    let whole =
+        history.reached(Stage::Healed).map_or(0, |healed| healed + limit_after(healed, history, &faults, rules));
+    for (group, other) in spans.iter().filter_map(told).filter(|(_, told)| told.time >= rest) {
+        let is_furthest = ahead.get(&group).is_none_or(|known| known.position < other.position);
+        let due = other.time.saturating_add(rules.rest_within).max(whole);
+        if is_furthest && extended(history, other.time, due, rules) <= end {
+            ahead.insert(group, other);
+        }
+    }
+    ahead
+}
+
 /// Whether every replica told its position, and all of a group the same.
-fn at_rest(last: &Round, findings: &mut Findings) {
+fn at_rest(last: &Round, long_before: &BTreeMap<u32, Ahead>, findings: &mut Findings) {
     let mut groups: BTreeMap<u32, Vec<(usize, Option<u64>)>> = BTreeMap::new();
     for (&(group, node), &position) in last {
         groups.entry(group).or_default().push((node, position));
@@ -76,8 +117,19 @@ fn at_rest(last: &Round, findings: &mut Findings) {
             })
             .collect();
         let first = replicas[0].1;
+        let ahead = long_before.get(&group);
+        let is_stuck =
+            ahead.is_some_and(|ahead| replicas.iter().any(|(_, at)| at.is_some_and(|at| at < ahead.position)));
         if replicas.iter().any(|(_, position)| position.is_none()) {
             findings.void(format!("not all replicas of group {group} were compared: {}", told.join(", ")));
+        } else if let Some(Ahead { position, node, time }) = ahead.filter(|_| is_stuck) {
+            findings.violation(|| {
+                format!(
+                    "a replica of group {group} is stuck, though nobody writes: {}, and node {node} was at {position} at {}",
+                    told.join(", "),
+                    seconds(*time)
+                )
+            });
         } else if replicas.iter().any(|(_, position)| *position != first) {
             findings.void(format!(
                 "group {group} was never seen at rest: {}; ask until all replicas are at one position",

@@ -2,7 +2,8 @@
 //!
 //! Nodes are told apart by their ids: one that left and came back with an empty disk is another one. Who belongs at the
 //! beginning is what was said before the load began. A change that was refused took no effect, and one of unknown outcome may
-//! have or not. At the end, when all is equal, every member is asked by itself, and each must name exactly those.
+//! have or not. At the end, when all is equal, every member is asked by itself, and each must name exactly those; one that never
+//! answers may name others, so that the run proves nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,12 +41,31 @@ pub(super) fn judge(history: &History, spans: &[Span<'_>], required: bool) -> Ve
         last += 1;
         look(span, ids, &nodes, &mut findings);
     }
+    for node in silent(spans, began) {
+        findings.void(format!("node {node} was asked at the end who the members are, and did not say"));
+    }
     findings.count("answers", many(last));
     if required && (first == 0 || last == 0) {
         findings
             .void(format!("nobody said who the members are at the {}", if first == 0 { "beginning" } else { "end" }));
     }
     findings.verdict(required || first + last > 0)
+}
+
+/// The nodes that were asked from some time on who the members are, and never said.
+fn silent(spans: &[Span<'_>], from: Micros) -> BTreeSet<usize> {
+    let asked = spans.iter().filter(|span| span.begun.time >= from).filter_map(|span| match span.begun.operation {
+        Operation::Members { node, .. } => Some(node),
+        _ => None,
+    });
+    let said: BTreeSet<usize> = answers(spans)
+        .filter(|(span, _)| span.begun.time >= from)
+        .filter_map(|(span, _)| match span.begun.operation {
+            Operation::Members { node, .. } => Some(node),
+            _ => None,
+        })
+        .collect();
+    asked.filter(|node| !said.contains(node)).collect()
 }
 
 /// What nodes answered that were asked who the members are.

@@ -46,6 +46,7 @@ use crate::{
 };
 
 pub use verdict::Outcome;
+pub(crate) use verdict::judged;
 
 pub(crate) use bite::{done_by_load, is_of_load};
 
@@ -66,6 +67,8 @@ pub struct Rules {
     pub equal_within: Micros,
     /// The same, where replicas are made anew.
     pub moved_within: Micros,
+    /// How long after another replica, while nobody writes, a replica may still be behind where that one was.
+    pub rest_within: Micros,
     /// For how long nothing must have moved before an unfinished task is called stuck or lost.
     pub drain: Micros,
 }
@@ -80,6 +83,7 @@ impl Default for Rules {
             write_within: 2_000_000,
             equal_within: 5_000_000,
             moved_within: 60_000_000,
+            rest_within: 15_000_000,
             drain: 30_000_000,
         }
     }
@@ -157,7 +161,7 @@ fn answered(history: &History, spans: &[Span<'_>], rules: &Rules) -> Verdict {
         .merge(freshness::judge(history, spans))
         .merge(set::judge(history, spans))
         .merge(members::judge(history, spans, rules.compared))
-        .merge(hashes::judge(history, spans, rules.compared))
+        .merge(hashes::judge(history, spans, rules))
         .merge(finals::judge(history, spans))
 }
 
@@ -198,7 +202,7 @@ pub fn members(history: &History) -> Verdict {
 
 /// Equal replicas.
 pub fn hashes(history: &History) -> Verdict {
-    on_spans(history, |spans| hashes::judge(history, spans, false))
+    on_spans(history, |spans| hashes::judge(history, spans, &Rules::default()))
 }
 
 /// Answers to the reads at the end.

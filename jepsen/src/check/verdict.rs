@@ -31,6 +31,32 @@ impl fmt::Display for Outcome {
     }
 }
 
+/// How every command prints an outcome, flattened into its document: `valid` is true of what is valid alone, so that whoever
+/// asks for no more need not know the words; `outcome` has the word.
+pub(crate) mod judged {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    use super::Outcome;
+
+    #[derive(Serialize, Deserialize)]
+    struct Judged {
+        valid: bool,
+        outcome: Outcome,
+    }
+
+    pub(crate) fn serialize<S: Serializer>(outcome: &Outcome, serializer: S) -> Result<S::Ok, S::Error> {
+        Judged { valid: *outcome == Outcome::Valid, outcome: *outcome }.serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Outcome, D::Error> {
+        let Judged { valid, outcome } = Judged::deserialize(deserializer)?;
+        if valid != (outcome == Outcome::Valid) {
+            return Err(D::Error::custom(format!("valid is {valid}, and the outcome {outcome}")));
+        }
+        Ok(outcome)
+    }
+}
+
 impl Verdict {
     /// What the verdict comes to. A violation counts even in a run that is void otherwise: it happened.
     pub fn outcome(&self) -> Outcome {

@@ -105,7 +105,7 @@ async fn execute(command: Command) -> Result<ExitCode> {
         Command::Planted(planted) => planted.execute(interrupted()?).await,
         Command::Campaign(campaign) => campaign.execute(interrupted()?).await,
         Command::Soak(soak) => soak.execute(interrupted()?).await,
-        Command::Ledger(totals) => totals.execute(),
+        Command::Ledger(totals) => totals.execute(interrupted()?).await,
     }
 }
 

@@ -142,7 +142,7 @@ impl Piece {
         let report: RunReport =
             output_of(command, &log, limit, interrupted).await.with_context(|| format!("see {}", log.display()))?;
         // A bug that was planted is no news.
-        let is_wanted = match report.valid {
+        let is_wanted = match report.outcome {
             Outcome::Valid => false,
             Outcome::Invalid => self.planted.is_none(),
             Outcome::Void => true,

@@ -311,7 +311,7 @@ impl Hunt {
     /// One run with the bug and, if it shows something, one without.
     async fn try_once(&mut self, programs: &Programs, interrupted: &CancellationToken) -> Result<()> {
         let report = self.piece(self.bug.run(programs, self.seed), true, interrupted).await?;
-        match report.valid {
+        match report.outcome {
             Outcome::Void => self.void.extend(report.void.first().cloned()),
             Outcome::Valid => {}
             Outcome::Invalid => match self.bug.shown_by(&report.violations).cloned() {
@@ -325,7 +325,7 @@ impl Hunt {
     /// Whether what was shown is not there without the bug. What one node has beside it breaks promises of its own.
     async fn judge(&mut self, shown: String, programs: &Programs, interrupted: &CancellationToken) -> Result<()> {
         let control = self.piece(self.bug.control(programs, self.seed), false, interrupted).await?;
-        match control.valid {
+        match control.outcome {
             Outcome::Valid => self.caught = Some(shown),
             Outcome::Invalid if self.bug.beside.is_some() && self.bug.shown_by(&control.violations).is_none() => {
                 self.void.push(format!("without the bug: {}", control.words()));
@@ -341,7 +341,7 @@ impl Hunt {
         self.operations += ended.report.operations;
         self.faults += ended.report.installed();
         let is_explained = has_bug && self.bug.shown_by(&ended.report.violations).is_some();
-        if ended.report.valid == Outcome::Invalid && !is_explained {
+        if ended.report.outcome == Outcome::Invalid && !is_explained {
             // That is to be looked at.
             ended.keep();
         }

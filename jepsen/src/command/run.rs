@@ -95,7 +95,7 @@ impl Run {
             Format::Json => writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?)?,
             Format::Table => print(&report),
         }
-        Ok(exit(report.valid))
+        Ok(exit(report.outcome))
     }
 
     fn config(self) -> Result<RunConfig> {

@@ -6,10 +6,14 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
 
-use super::{Format, campaign, exit, planted, table};
+use super::{Format, beside, campaign, exit, planted, table};
+use crate::check::{Outcome, judged};
 use crate::cluster;
+use crate::event::Verdict;
 use crate::history::History;
 use crate::ledger::{Kind, Ledger, Total};
 use crate::{check, nemesis, workload};
@@ -58,13 +62,22 @@ pub(super) struct Check {
     output: Format,
 }
 
+/// What a history comes to, for programs.
+#[derive(Debug, Serialize)]
+struct Judged<'a> {
+    #[serde(flatten, with = "judged")]
+    outcome: Outcome,
+    #[serde(flatten)]
+    verdict: &'a Verdict,
+}
+
 impl Check {
     pub(super) fn execute(&self) -> Result<ExitCode> {
         let history = History::read(&self.history)?;
         let verdict = check::recorded(&history);
         let outcome = verdict.outcome();
         if self.output == Format::Json {
-            println!("{}", serde_json::to_string(&verdict)?);
+            println!("{}", serde_json::to_string(&Judged { outcome, verdict: &verdict })?);
             return Ok(exit(outcome));
         }
         let mut rows = vec![vec!["verdict".to_owned(), outcome.to_string()]];
@@ -102,28 +115,41 @@ pub(super) struct Totals {
     /// Only lines from the first one of this commit on count; absent: as the ledger's line `Counted from:` says.
     #[arg(long)]
     since: Option<String>,
+    /// The simulation, which says what planted bugs there are; absent: `quorate-sim` beside this program, if it is there.
+    #[arg(long)]
+    sim: Option<PathBuf>,
     /// How it is printed.
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
 }
 
 impl Totals {
-    pub(super) fn execute(&self) -> Result<ExitCode> {
+    pub(super) async fn execute(&self, interrupted: CancellationToken) -> Result<ExitCode> {
         let mut ledger = Ledger::read(&self.ledger)?;
         if self.since.is_some() {
             ledger.since.clone_from(&self.since);
         }
+        let bugs = self.sim_bugs(&interrupted).await?;
         if self.output == Format::Json {
-            println!("{}", totals(&ledger));
+            println!("{}", totals(&ledger, &bugs));
             return Ok(ExitCode::SUCCESS);
         }
-        println!("{}", said(&ledger));
+        println!("{}", said(&ledger, &bugs));
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// The planted bugs of the simulation; none where nobody says them, and that is told.
+    async fn sim_bugs(&self, interrupted: &CancellationToken) -> Result<Vec<String>> {
+        let program = self.sim.clone().map_or_else(|| beside("quorate-sim"), Ok)?;
+        Ok(campaign::sim_bugs(&program, interrupted).await.unwrap_or_else(|error| {
+            eprintln!("{}: how many planted bugs there are is not known: {error:#}", Kind::SimPlanted);
+            Vec::new()
+        }))
     }
 }
 
 /// The totals by kind, and beside them of which commits the lines are that count.
-fn totals(ledger: &Ledger) -> Value {
+fn totals(ledger: &Ledger, sim_bugs: &[String]) -> Value {
     let of = |kind| {
         let (total, (loads, faults)) = (ledger.total(kind), ledger.apart(kind));
         json!({
@@ -131,7 +157,7 @@ fn totals(ledger: &Ledger) -> Value {
             "seconds": total.seconds, "operations": total.operations, "faults": total.faults,
             "indeterminate": total.indeterminate, "mended": total.mended, "before": ledger.before(kind),
             "apart": total.apart, "tried": total.tried, "loads": loads, "kinds": faults,
-            "goal": campaign::goal(kind), "done": campaign::done(ledger, kind),
+            "goal": campaign::goal(kind), "done": campaign::done(ledger, kind, sim_bugs),
         })
     };
     let commits: Map<String, Value> =
@@ -155,7 +181,7 @@ fn title(kind: Kind) -> &'static str {
 }
 
 /// What of a kind was done, in the unit of its goal.
-fn came_to(kind: Kind, ledger: &Ledger, total: &Total) -> String {
+fn came_to(kind: Kind, ledger: &Ledger, total: &Total, sim_bugs: &[String]) -> String {
     match kind {
         Kind::Planted => {
             // Names that are no bugs any more are no news.
@@ -166,6 +192,11 @@ fn came_to(kind: Kind, ledger: &Ledger, total: &Total) -> String {
         Kind::Power | Kind::Corruption => format!("{} faults", total.faults),
         Kind::Sim if total.apart > 0 => format!("{} seeds, {} counted apart", total.items, total.apart),
         Kind::Sim => format!("{} seeds", total.items),
+        Kind::SimPlanted if !sim_bugs.is_empty() => {
+            let (caught, tried) = (ledger.names(kind), ledger.tried(kind));
+            let of_now = |names: &BTreeSet<&str>| sim_bugs.iter().filter(|bug| names.contains(bug.as_str())).count();
+            format!("{} of {} caught", of_now(&caught), of_now(&tried))
+        }
         Kind::SimPlanted => format!("{} of {} caught", total.items, total.tried),
         Kind::Chaos | Kind::Soak => format!("{} pieces", total.counted),
     }
@@ -173,7 +204,7 @@ fn came_to(kind: Kind, ledger: &Ledger, total: &Total) -> String {
 
 /// The totals as a table for the README. What is void is told and does not count; of what was violated that is apart
 /// which changed code has done again; and what is history is only told how much it is.
-fn markdown(ledger: &Ledger) -> String {
+fn markdown(ledger: &Ledger, sim_bugs: &[String]) -> String {
     let mut lines = vec![
         "| what | goal | done | hours | operations | faults | not seen to bite | violated | mended | void | history |"
             .to_owned(),
@@ -181,7 +212,7 @@ fn markdown(ledger: &Ledger) -> String {
     ];
     for kind in Kind::ALL {
         let total = ledger.total(kind);
-        let reached = match campaign::done(ledger, kind) {
+        let reached = match campaign::done(ledger, kind, sim_bugs) {
             Some(done) => format!(" ({}%)", (done * 100.0).min(100.0).floor()),
             None => String::new(),
         };
@@ -189,7 +220,7 @@ fn markdown(ledger: &Ledger) -> String {
             "| {} | {} | {}{reached} | {:.1} | {} | {} | {} | {} | {} | {} | {} |",
             title(kind),
             campaign::goal(kind),
-            came_to(kind, ledger, &total),
+            came_to(kind, ledger, &total, sim_bugs),
             total.seconds as f64 / 3_600.0,
             total.operations,
             total.faults,
@@ -204,8 +235,8 @@ fn markdown(ledger: &Ledger) -> String {
 }
 
 /// The table, and below it of what the lines are that count.
-fn said(ledger: &Ledger) -> String {
-    let mut lines = vec![markdown(ledger), String::new()];
+fn said(ledger: &Ledger, sim_bugs: &[String]) -> String {
+    let mut lines = vec![markdown(ledger, sim_bugs), String::new()];
     for kind in [Kind::Chaos, Kind::Soak] {
         let (loads, kinds) = ledger.apart(kind);
         for (what, counts) in [("operations by load", loads), ("faults by kind", kinds)] {
@@ -252,7 +283,8 @@ mod tests {
             ],
             since: None,
         };
-        let table = markdown(&ledger);
+        let bugs = ["stale-read", "lost-write"].map(str::to_owned);
+        let table = markdown(&ledger, &bugs);
         let line =
             |kind| table.lines().find(|line| line.starts_with(&format!("| {}", title(kind)))).unwrap_or_default();
         assert!(
@@ -260,13 +292,21 @@ mod tests {
             "{table}"
         );
         assert!(line(Kind::Sim).contains("| 24 seeds, 1 counted apart (2%) |"), "{table}");
-        assert!(line(Kind::SimPlanted).contains("| 1 of 1 caught (100%) |"), "{table}");
+        assert!(line(Kind::SimPlanted).contains("| 1 of 1 caught (50%) |"), "one of two was never tried: {table}");
+        assert!(markdown(&ledger, &[]).contains("| 1 of 1 caught |"), "of how many is not known");
         assert!(table.lines().all(|line| line.matches('|').count() == 12), "{table}");
-        let told = |since: &str| said(&Ledger { since: Some(since.into()), ..ledger.clone() });
+        let told = |since: &str| said(&Ledger { since: Some(since.into()), ..ledger.clone() }, &bugs);
         let power = |line: &str| line.contains("| 0 faults (0%)") && line.ends_with("| 0 | 0 | 3 |");
         assert!(told("def").lines().any(power), "{}", told("def"));
         assert!(told("def").ends_with("Counted from: def; history is the pieces before its first line."));
         assert!(told("abc").contains("\nThe pieces that count are of: abc1234 (3)."), "{}", told("abc"));
+    }
+
+    #[test]
+    fn a_history_that_is_checked_tells_its_outcome_as_a_run_does() {
+        let verdict = Verdict { violations: vec!["lost".into()], ..Verdict::default() };
+        let json = serde_json::to_string(&Judged { outcome: verdict.outcome(), verdict: &verdict }).expect("writable");
+        assert_eq!(json, r#"{"valid":false,"outcome":"invalid","violations":["lost"],"void":[],"counts":{}}"#);
     }
 
     #[test]
@@ -278,7 +318,7 @@ mod tests {
             verdict: "valid".into(),
             ..Entry::blank(Kind::Chaos, "chaos+kill".into(), 1, "")
         };
-        let text = said(&Ledger { entries: vec![piece], since: None });
+        let text = said(&Ledger { entries: vec![piece], since: None }, &[]);
         assert!(text.contains("\nchaos, faults by kind: kill 12."), "{text}");
         assert!(text.contains("\nchaos, operations by load: queue 400."), "{text}");
         assert!(text.contains("are of: no named commit (1)."), "{text}");

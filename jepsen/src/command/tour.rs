@@ -11,12 +11,12 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use futures::StreamExt;
-use serde_json::json;
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::piece::Piece;
 use super::{Format, any_seed, beside, exit, table};
-use crate::check::Outcome;
+use crate::check::{Outcome, judged};
 use crate::run::RunReport;
 use crate::{nemesis, workload};
 
@@ -51,6 +51,17 @@ pub(super) struct Tour {
     output: Format,
 }
 
+/// What a tour came to, for programs.
+#[derive(Debug, Serialize)]
+struct Told<'a> {
+    #[serde(flatten, with = "judged")]
+    outcome: Outcome,
+    seed: u64,
+    runs: Vec<&'a RunReport>,
+    /// Why runs ended without a report.
+    errors: Vec<String>,
+}
+
 /// A run of a tour.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Stop {
@@ -81,7 +92,7 @@ impl Tour {
         });
         let runs: Vec<(Piece, Result<RunReport>)> = futures::stream::iter(runs).buffered(jobs).collect().await;
         let outcome =
-            worst(runs.iter().map(|(_, report)| report.as_ref().map_or(Outcome::Void, |report| report.valid)));
+            worst(runs.iter().map(|(_, report)| report.as_ref().map_or(Outcome::Void, |report| report.outcome)));
         self.print(&runs, outcome, seed)?;
         Ok(exit(outcome))
     }
@@ -91,7 +102,7 @@ impl Tour {
             let reports: Vec<&RunReport> = runs.iter().filter_map(|(_, report)| report.as_ref().ok()).collect();
             let errors: Vec<String> =
                 runs.iter().filter_map(|(_, report)| report.as_ref().err().map(|error| format!("{error:#}"))).collect();
-            println!("{}", json!({"valid": outcome.to_string(), "seed": seed, "runs": reports, "errors": errors}));
+            println!("{}", serde_json::to_string(&Told { outcome, seed, runs: reports, errors })?);
             return Ok(());
         }
         let mut rows =
@@ -220,6 +231,13 @@ mod tests {
         }
         assert_eq!(divided(1.0, 1), (1, LEAST_SECONDS));
         assert_eq!(divided(600.0, 1).0, 14);
+    }
+
+    #[test]
+    fn a_tour_tells_its_outcome_as_a_run_does() {
+        let told = Told { outcome: Outcome::Void, seed: 3, runs: Vec::new(), errors: vec!["x".into()] };
+        let json = serde_json::to_string(&told).expect("writable");
+        assert_eq!(json, r#"{"valid":false,"outcome":"void","seed":3,"runs":[],"errors":["x"]}"#);
     }
 
     #[test]

@@ -29,6 +29,9 @@ pub use span::Span;
 
 use crate::event::{Asked, Event, Fault, Micros, Note, Stage};
 
+/// Stalls that are no further apart are one: the machine is not asked more often whether it works.
+const ONE_STALL: Micros = 100_000;
+
 /// All that a run recorded.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct History {
@@ -90,13 +93,23 @@ impl History {
         })
     }
 
-    /// How often the machine stood still between two moments, and for how long altogether.
-    pub fn stalls(&self, from: Micros, to: Micros) -> (u64, Micros) {
-        let stalls = self.notes.iter().filter_map(|note| match *note {
-            Note::Stalled { from: a, to: b, .. } if a <= to && from <= b => Some(b - a),
+    /// From when until when the machine stood still, each time once and in order: of one stall timers and disk tell each by
+    /// itself, one after the other.
+    pub fn stalls(&self) -> Vec<(Micros, Micros)> {
+        let told = self.notes.iter().filter_map(|note| match *note {
+            Note::Stalled { from, to, .. } => Some((from, to)),
             _ => None,
         });
-        stalls.fold((0, 0), |(count, total), stall| (count + 1, total + stall))
+        let mut told: Vec<_> = told.collect();
+        told.sort_unstable();
+        let mut stalls: Vec<(Micros, Micros)> = Vec::with_capacity(told.len());
+        for (from, to) in told {
+            match stalls.last_mut() {
+                Some((_, end)) if from <= end.saturating_add(ONE_STALL) => *end = to.max(*end),
+                _ => stalls.push((from, to)),
+            }
+        }
+        stalls
     }
 
     /// From when until when the load ran; from beginning to end for a history that does not say it.

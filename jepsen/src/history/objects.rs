@@ -79,7 +79,8 @@ fn queue(events: &[Event], objects: &mut BTreeMap<String, Object>) {
                 line(of, "dequeue", Some(*value).filter(|_| event.phase == Phase::Ok), event.process);
             }
             Operation::Final { value, state: Some(state), .. } if event.phase == Phase::Ok && state == "COMPLETED" => {
-                let is_known = dequeued.range((*value, None)..(*value + 1, None)).next().is_some();
+                // A payload may be any number, the greatest one too: there is none after it that a range could end before.
+                let is_known = dequeued.range((*value, None)..).next().is_some_and(|(known, _)| known == value);
                 if !is_known && dequeued.insert((*value, None)) {
                     line(Phase::Invoke, "dequeue", None, event.process + BESIDE);
                     line(Phase::Ok, "dequeue", Some(*value), event.process + BESIDE);
@@ -200,12 +201,15 @@ mod tests {
             (1, Phase::Info, complete(2, "6.0", None)),
             (2, Phase::Ok, end(1)),
             (2, Phase::Ok, end(2)),
+            (2, Phase::Ok, end(u64::MAX)),
+            (2, Phase::Ok, end(u64::MAX)),
         ]));
         let ok: Vec<&str> = files["queue.edn"].lines().filter(|line| line.contains(":type :ok")).collect();
         let fits = |line: &str, f: &str, value: &str| line.contains(&format!(":f :{f}, :value {value},"));
-        assert_eq!(ok.len(), 4, "{ok:?}");
+        assert_eq!(ok.len(), 5, "{ok:?}");
         assert!(fits(ok[0], "enqueue", "1") && fits(ok[1], "enqueue", "2"), "{ok:?}");
         assert!(fits(ok[2], "dequeue", "1") && fits(ok[3], "dequeue", "2"), "{ok:?}");
+        assert!(fits(ok[4], "dequeue", &u64::MAX.to_string()), "{ok:?}");
     }
 
     #[test]

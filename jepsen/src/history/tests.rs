@@ -274,7 +274,19 @@ fn a_history_says_what_was_asked_of_it_and_how_far_it_came() {
     assert_eq!(history.asked().map(|asked| asked.workload.as_str()), Some("mixed"));
     assert_eq!((history.reached(Stage::LoadEnded), history.reached(Stage::Healed)), (Some(5), None));
     assert_eq!(history.load(), (1, 5), "it does not say when the load began");
-    assert_eq!([history.stalls(6, 9), history.stalls(0, 5), history.stalls(7, 9)], [(1, 1), (1, 1), (0, 0)]);
+}
+
+#[test]
+fn a_stall_that_timers_and_disk_tell_is_one() {
+    let stall = |what: &str, from, to| Note::Stalled { what: what.into(), from, to };
+    let told = [
+        stall("its timers", 9_000_000, 9_500_000),
+        stall("its timers", 1_000_000, 2_000_000),
+        stall("its disk", 2_000_020, 2_600_000),
+        stall("its disk", 2_100_000, 2_200_000),
+    ];
+    let history = History { notes: told.to_vec(), ..History::default() };
+    assert_eq!(history.stalls(), [(1_000_000, 2_600_000), (9_000_000, 9_500_000)]);
 }
 
 #[test]

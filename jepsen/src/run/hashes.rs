@@ -10,7 +10,8 @@ use crate::cluster::Cluster;
 use crate::event::Operation;
 use crate::history::Recorder;
 
-/// For how long replicas are asked at the end until all are equal.
+/// For how long replicas are asked at the end until all are equal: longer than one may be behind another by the rules, so that
+/// one that is stuck is told from one that was not waited for.
 const PATIENCE: Duration = Duration::from_secs(20);
 const EVERY: Duration = Duration::from_millis(100);
 /// How long a member may take to answer.
@@ -141,6 +142,12 @@ mod tests {
         assert!(is_equal(&told(None), 0) && is_equal(&told(Some((9, 2))), 1));
         assert!(!is_equal(&told(Some((9, 3))), 1));
         assert!(!is_equal(&told(None), 1));
+    }
+
+    #[test]
+    fn a_replica_that_is_stuck_is_waited_for_long_enough_to_say_so() {
+        let within = Duration::from_micros(crate::check::Rules::default().rest_within);
+        assert!(within + 2 * ANSWER < PATIENCE, "{within:?}");
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub(crate) use report::tests::sample;
 
 use crate::check::{self, Outcome};
 use crate::cluster::{Cluster, ClusterConfig, DiskKind, Healing, is_of_nodes};
-use crate::event::{Asked, Fault, Note, Phase, Stage};
+use crate::event::{Asked, Fault, Note, Phase, Stage, Verdict};
 use crate::history::{Dialect, History, Recorder};
 use crate::nemesis::{self, NemesisContext, Pace, Report};
 use crate::plot;
@@ -187,12 +187,12 @@ pub async fn run(config: &RunConfig, interrupted: CancellationToken) -> Result<R
                 watch.failed(&error);
             }
             stop.cancel();
-            if let Err(error) = witness.await? {
+            if let Err(error) = witness.await.map_err(anyhow::Error::from).flatten() {
                 watch.void(format!("harness: watching the machine: {error:#}"));
             }
             look_at_nodes(&cluster, &watch);
-            if config.keep {
-                keep(&cluster, &directory)?;
+            if let Err(error) = if config.keep { keep(&cluster, &directory) } else { Ok(()) } {
+                watch.void(format!("harness: keeping the data of the nodes: {error:#}"));
             }
             if let Err(error) = cluster.stop().await {
                 watch.void(format!("harness: removing the cluster: {error:#}"));
@@ -201,8 +201,10 @@ pub async fn run(config: &RunConfig, interrupted: CancellationToken) -> Result<R
         // Nothing has been attacked yet.
         Err(error) => watch.void(format!("harness: starting the cluster: {error:#}")),
     }
-    let report = judge(config, recorder.finish()?, &directory).await?;
-    fs_err::write(directory.join("report.json"), serde_json::to_vec_pretty(&report)?)?;
+    let mut report = judge(config, recorder.finish()?, &directory).await?;
+    if let Err(error) = fs_err::write(directory.join("report.json"), serde_json::to_vec_pretty(&report)?) {
+        report.unproved(format!("harness: writing the report: {error:#}"));
+    }
     Ok(report)
 }
 
@@ -406,11 +408,29 @@ fn look_at_nodes(cluster: &Cluster, watch: &Watch) {
     }
 }
 
-/// What the run comes to: what its history says.
+/// What the run comes to: what its history says. That stands before anything is written for readers: where that fails, the
+/// run proves nothing, and what was found stays found.
 async fn judge(config: &RunConfig, history: History, directory: &Path) -> Result<RunReport> {
+    let mut report = blank(config, &history, directory);
+    let history = Arc::new(history);
+    let judged = history.clone();
+    let (verdict, done) = tokio::task::spawn_blocking(move || (check::recorded(&judged), done(&judged))).await?;
+    (report.operations, report.ok) = done;
+    report.judge(verdict.clone());
+    let title = format!("{} under {}, seed {}", config.workload, config.nemeses.join(", "), config.seed);
+    let directory = directory.to_owned();
+    let written = tokio::task::spawn_blocking(move || write(&directory, &history, &title, &verdict)).await;
+    if let Err(error) = written.map_err(anyhow::Error::from).flatten() {
+        report.unproved(format!("harness: writing the histories and the plot: {error:#}"));
+    }
+    Ok(report)
+}
+
+/// The report of a run that has not been judged yet.
+fn blank(config: &RunConfig, history: &History, directory: &Path) -> RunReport {
     let (from, to) = history.load();
-    let mut report = RunReport {
-        valid: Outcome::Void,
+    RunReport {
+        outcome: Outcome::Void,
         workload: config.workload.clone(),
         nemeses: config.nemeses.clone(),
         planted: config.planted.clone(),
@@ -419,27 +439,22 @@ async fn judge(config: &RunConfig, history: History, directory: &Path) -> Result
         seconds: Duration::from_micros(to.saturating_sub(from)).as_secs_f64(),
         operations: 0,
         ok: 0,
-        loads: loads(&history),
+        loads: loads(history),
         faults: struck(&history.faults),
         kinds: kinds(&history.faults),
         violations: Vec::new(),
         void: Vec::new(),
         counts: BTreeMap::new(),
         directory: directory.to_owned(),
-    };
-    let directory = directory.to_owned();
-    let title = format!("{} under {}, seed {}", config.workload, config.nemeses.join(", "), config.seed);
-    let task = tokio::task::spawn_blocking(move || -> Result<RunReport> {
-        let verdict = check::recorded(&history);
-        (report.operations, report.ok) = done(&history);
-        history.write_edn(&directory.join("history.edn"), Dialect::Knossos)?;
-        history.write_edn(&directory.join("history-elle.edn"), Dialect::Elle)?;
-        history.write_objects(&directory.join("edn"))?;
-        plot::write(&directory, &history, &title, Some(&verdict))?;
-        report.judge(verdict);
-        Ok(report)
-    });
-    task.await?
+    }
+}
+
+/// Writes what others read of a run: its history in the forms that they take, and the plot.
+fn write(directory: &Path, history: &History, title: &str, verdict: &Verdict) -> Result<()> {
+    history.write_edn(&directory.join("history.edn"), Dialect::Knossos)?;
+    history.write_edn(&directory.join("history-elle.edn"), Dialect::Elle)?;
+    history.write_objects(&directory.join("edn"))?;
+    Ok(plot::write(directory, history, title, Some(verdict))?)
 }
 
 /// Operations of the load that ended, whatever their outcome, and those of them that took effect. Deliveries, effects,
@@ -463,9 +478,8 @@ mod tests {
     use super::*;
     use crate::event::{Event, Operation, Part};
 
-    #[test]
-    fn what_a_planted_bug_has_broken_is_not_waited_for_as_long() {
-        let config = |planted: Option<&str>| RunConfig {
+    fn config(planted: Option<&str>) -> RunConfig {
+        RunConfig {
             workload: "queue".into(),
             nemeses: Vec::new(),
             time_limit: CALM,
@@ -480,7 +494,24 @@ mod tests {
             directory: PathBuf::new(),
             arguments: Vec::new(),
             keep: false,
-        };
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_written_swallows_no_violation() {
+        let nowhere = Path::new("/dev/null/nowhere");
+        let broken = || Note::Violation { what: "node 1 panicked".into(), time: 5 };
+        for (notes, outcome) in [(Vec::new(), Outcome::Void), (vec![broken()], Outcome::Invalid)] {
+            let history =
+                History { notes: [vec![Note::Asked(asked(&config(None)))], notes].concat(), ..History::default() };
+            let report = judge(&config(None), history, nowhere).await.expect("it was judged");
+            assert_eq!((report.outcome, report.violations.len()), (outcome, usize::from(outcome == Outcome::Invalid)));
+            assert!(report.void.iter().any(|why| why.contains("writing the histories")), "{:?}", report.void);
+        }
+    }
+
+    #[test]
+    fn what_a_planted_bug_has_broken_is_not_waited_for_as_long() {
         assert_eq!(patience(&config(None), HEALTHY), HEALTHY);
         assert!(patience(&config(Some("purge-ahead")), HEALTHY) < HEALTHY);
     }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
-use crate::check::Outcome;
+use crate::check::{Outcome, judged};
 use crate::event::{Fault, Injection, Verdict};
 
 /// How often a nemesis struck, and what became of it.
@@ -19,12 +19,12 @@ pub struct Struck {
     pub indeterminate: u64,
 }
 
-/// The outcome of a run. `valid` is `true`, `false` or `"void"`.
+/// The outcome of a run, as all commands print it: see [`judged`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunReport {
     /// Whether all promises were kept; void: nothing is proved.
-    #[serde(serialize_with = "write_outcome", deserialize_with = "read_outcome")]
-    pub valid: Outcome,
+    #[serde(flatten, with = "judged")]
+    pub outcome: Outcome,
     /// The load.
     pub workload: String,
     /// The faults that were asked for.
@@ -75,16 +75,25 @@ impl RunReport {
 
     /// Takes over what the checkers say.
     pub(super) fn judge(&mut self, verdict: Verdict) {
-        self.valid = verdict.outcome();
+        self.outcome = verdict.outcome();
         self.violations = verdict.violations;
         self.void = verdict.void;
         self.counts = verdict.counts;
     }
 
+    /// The run proves nothing, because of this; what was violated was violated all the same.
+    pub(super) fn unproved(&mut self, why: String) {
+        tracing::error!(why, "the run is void");
+        self.void.push(why);
+        if self.violations.is_empty() {
+            self.outcome = Outcome::Void;
+        }
+    }
+
     /// The verdict in a few words.
     #[must_use]
     pub fn words(&self) -> String {
-        match self.valid {
+        match self.outcome {
             Outcome::Valid => "valid".into(),
             Outcome::Invalid => format!("{} violations: {}", self.violations.len(), first(&self.violations)),
             Outcome::Void => format!("void: {}", first(&self.void)),
@@ -121,37 +130,14 @@ pub fn kinds(faults: &[Fault]) -> BTreeMap<String, u64> {
     by_kind
 }
 
-fn write_outcome<S: Serializer>(outcome: &Outcome, serializer: S) -> Result<S::Ok, S::Error> {
-    match outcome {
-        Outcome::Valid => serializer.serialize_bool(true),
-        Outcome::Invalid => serializer.serialize_bool(false),
-        Outcome::Void => serializer.serialize_str("void"),
-    }
-}
-
-fn read_outcome<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Outcome, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Word {
-        Known(bool),
-        Other(String),
-    }
-    Ok(match Word::deserialize(deserializer)? {
-        Word::Known(true) => Outcome::Valid,
-        Word::Known(false) => Outcome::Invalid,
-        Word::Other(word) if word == "void" => Outcome::Void,
-        Word::Other(word) => return Err(serde::de::Error::custom(format!("{word:?} is no outcome"))),
-    })
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
 
     /// A report for tests of what reads reports.
-    pub(crate) fn sample(valid: Outcome) -> RunReport {
+    pub(crate) fn sample(outcome: Outcome) -> RunReport {
         RunReport {
-            valid,
+            outcome,
             workload: "register".into(),
             nemeses: vec!["kill".into()],
             planted: None,
@@ -171,12 +157,23 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_outcome_is_a_boolean_or_void() {
-        for (outcome, text) in [(Outcome::Valid, "true"), (Outcome::Invalid, "false"), (Outcome::Void, "\"void\"")] {
+    fn a_report_is_read_as_it_was_written() {
+        for (outcome, text) in [(Outcome::Valid, "true"), (Outcome::Invalid, "false"), (Outcome::Void, "false")] {
             let json = serde_json::to_string(&sample(outcome)).expect("writable");
-            assert!(json.contains(&format!("\"valid\":{text}")), "{json}");
+            assert!(json.contains(&format!("\"valid\":{text},\"outcome\":\"{outcome}\"")), "{json}");
             assert_eq!(serde_json::from_str::<RunReport>(&json).expect("readable"), sample(outcome));
         }
+    }
+
+    #[test]
+    fn what_proves_nothing_does_not_hide_what_was_violated() {
+        let after = |violations: Vec<String>| {
+            let mut report = sample(Outcome::Valid);
+            report.judge(Verdict { violations, ..Verdict::default() });
+            report.unproved("the disk is full".into());
+            report.outcome
+        };
+        assert_eq!((after(Vec::new()), after(vec!["lost".into()])), (Outcome::Void, Outcome::Invalid));
     }
 
     #[test]

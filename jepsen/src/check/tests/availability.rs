@@ -1,7 +1,7 @@
 use super::{passes, script::Script, sees, voids};
 use crate::{
     check::{Rules, availability},
-    event::{Injection::Installed, Micros, Note, Operation, Part, Stage, Verdict},
+    event::{Injection, Injection::Installed, Micros, Note, Operation, Part, Stage, Verdict},
 };
 
 const S: Micros = 1_000_000;
@@ -100,7 +100,7 @@ fn without_a_majority_nothing_is_asked() {
 
 #[test]
 fn a_fault_that_did_not_bite_or_stands_beside_another_is_not_measured() {
-    use crate::event::Injection::{Indeterminate, Skipped};
+    use Injection::{Indeterminate, Skipped};
     passes(&judge(load(10 * S, 13 * S).fault(10 * S, 20 * S, Skipped, "")));
     let beside = |from, to, detail: &str| {
         let script = load(10 * S, 13 * S).fault(10 * S, 20 * S, Installed, detail);
@@ -189,12 +189,101 @@ fn a_nemesis_that_may_leave_no_majority_is_measured_if_it_says_that_it_did() {
 
 #[test]
 fn a_node_that_is_broken_again_and_again_leaves_a_majority_at_every_moment() {
-    for nemesis in ["failpoint", "restart-loop", "fsync-error"] {
+    for nemesis in ["failpoint", "restart-loop", "rolling-restart", "fsync-error"] {
         let script = load(14 * S, 17 * S).fault_of(nemesis, 10 * S, 20 * S, Installed, "");
         sees(&judge(script), "acknowledged after 3.1");
+        // One that is short is looked at until its end.
+        let short = load(11 * S, 14 * S).fault_of(nemesis, 10 * S, 11 * S + S / 2, Installed, "");
+        sees(&judge(short), "(from 10.800003s on)");
     }
-    let rolling = load(14 * S, 17 * S).fault_of("rolling-restart", 10 * S, 20 * S, Installed, "");
-    passes(&judge(rolling));
+    passes(&judge(load(14 * S, 17 * S).fault(10 * S, 20 * S, Installed, "")));
+}
+
+#[test]
+fn the_end_of_a_long_fault_must_not_stop_writes_either() {
+    let mended = |stops: Micros, goes: Micros| {
+        judge(load(stops, goes).fault_of("halves", 10 * S, 20 * S, Installed, "majority=true"))
+    };
+    sees(
+        &mended(20 * S, 26 * S),
+        "acknowledged after 6.000000s, not within 2.000000s, of halves halves it at 10.000000s",
+    );
+    let verdict = mended(20 * S, 21 * S);
+    passes(&verdict);
+    assert_eq!(verdict.counts["availability ends of faults measured"], 1);
+    assert_eq!(verdict.counts["availability slowest write after a fault, ms"], 1_000);
+    // What goes on over the end is one outage, and told once.
+    sees(&mended(10 * S, 26 * S), "acknowledged after 16");
+    // Another fault that is there then says nothing of its beginning.
+    let beside = load(20 * S, 26 * S).fault_of("halves", 10 * S, 20 * S, Installed, "majority=true");
+    let verdict = judge(beside.fault_of("pause", 15 * S, 21 * S, Injection::Indeterminate, ""));
+    passes(&verdict);
+    assert_eq!(verdict.counts["availability ends of faults beside another"], 1);
+    // Where no majority was connected nothing is promised of its end.
+    passes(&judge(load(20 * S, 26 * S).fault(10 * S, 20 * S, Installed, "majority=false")));
+}
+
+#[test]
+fn the_next_fault_does_not_hide_what_was_late_before_it() {
+    // From second 12 to second 15 nobody writes, and from second 17 on for longer; but then the next fault is there.
+    let mut script = Script::new().by(Part::Probe(1));
+    for (number, at) in (0..30 * S).step_by(200_000).enumerate() {
+        let goes = [(12, 15), (17, 25)].into_iter().find(|(from, to)| (from * S..to * S).contains(&at));
+        let to = goes.map_or(at + 50_000, |(_, to)| to * S + at % S / 10);
+        script = script.ok(number as u64, at + 1, to + 1, Operation::Write { key: 1, value: number as u64 });
+    }
+    let loops = script.fault_of("restart-loop", 10 * S, 20 * S, Installed, "");
+    let verdict = judge(loops.fault_of("pause", 18 * S, 19 * S, Installed, "majority=false"));
+    sees(&verdict, "acknowledged after 3.1");
+}
+
+#[test]
+fn links_that_change_again_and_again_are_looked_at_from_their_last_change_on() {
+    let flapping = |stops: Micros, goes: Micros, detail: &str| {
+        judge(load(stops, goes).fault_of("flapping", 10 * S, 15 * S, Installed, detail))
+    };
+    // Each cut and each mending begins the time anew.
+    let verdict = flapping(11 * S, 14 * S, "cut 8 times");
+    passes(&verdict);
+    assert_eq!(verdict.counts["availability faults measured"], 1);
+    passes(&flapping(11 * S, 16 * S + S / 2, "cut 8 times"));
+    sees(&flapping(11 * S, 17 * S + S / 2, "cut 8 times"), "acknowledged after 2.5");
+    sees(&flapping(15 * S, 18 * S, "cut 8 times"), "acknowledged after 3.0");
+    sees(&flapping(11 * S, 17 * S, "cut 8 times; last-change=14500000; x"), "acknowledged after 2.5");
+    passes(&flapping(11 * S, 16 * S, "cut 8 times; last-change=14500000; x"));
+}
+
+#[test]
+fn a_stall_after_something_was_due_excuses_nothing() {
+    let stall = |from, to| Note::Stalled { what: "its disk".into(), from, to };
+    let heal = |healthy: Micros| {
+        let script = equal(load(0, 0), 12 * S).fault(5 * S, 10 * S, Installed, "").reached(Stage::Healed, 11 * S);
+        script.reached(Stage::Healthy, healthy)
+    };
+    sees(&judge(heal(20 * S).note(stall(17 * S, 19 * S))), "was healthy 9.000000s after");
+    // What stood still while it was excused excuses more.
+    passes(&judge(heal(22 * S).note(stall(15 * S, 16 * S)).note(stall(18 * S, 19 * S))));
+    // Timers and disk tell of one stall.
+    let twice = |healthy| heal(healthy).note(stall(12 * S, 13 * S)).note(stall(13 * S + 10, 14 * S));
+    passes(&judge(twice(20 * S)));
+    sees(&judge(twice(20 * S + 10)), "was healthy 9.0");
+    let late = healing(18 * S).note(stall(16 * S, 17 * S));
+    sees(&judge(late), "equal 8.000001s after");
+}
+
+#[test]
+fn a_failpoint_that_is_a_join_makes_replicas_anew() {
+    let after = |kind: &str, detail: &str| {
+        let script = load(10 * S, 13 * S).fault(10 * S, 20 * S, Installed, "");
+        judge(script.fault_of("failpoint", 5 * S, 6 * S, Installed, detail).of_kind(kind))
+    };
+    for kind in ["failpoint admitted", "failpoint control_started", "failpoint cluster_adopted"] {
+        let verdict = after(kind, "fresh node 3, Joining");
+        passes(&verdict);
+        assert_eq!(verdict.counts["availability faults beside another"], 1);
+    }
+    sees(&after("failpoint control_started", "fresh node 3, Founding"), "acknowledged after 3.000000s");
+    sees(&after("failpoint batch_committed", "node 1, after 3 passes"), "acknowledged after 3.000000s");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-use super::{passes, script::Script, sees};
+use super::{passes, script::Script, sees, voids};
 use crate::{
     check::members,
     event::{Change, Operation, Stage},
@@ -48,4 +48,15 @@ fn each_node_is_held_to_what_it_says() {
 fn a_change_that_was_tried_again_counts_once_it_is_known() {
     let again = done().ok(0, 12, 13, change(Change::Join, "f")).ok(0, 20, 21, said(&["a", "b", "d"]));
     sees(&members(&again.build()), "node f joined and did not leave");
+}
+
+#[test]
+fn a_node_that_was_asked_at_the_end_and_never_said_proves_nothing() {
+    let one = || done().ok(0, 20, 21, said(&["a", "b", "d"]));
+    let silent = || Operation::Members { node: 1, ids: None };
+    let verdict = members(&one().fail(0, 22, 23, silent()).fail(0, 24, 25, silent()).build());
+    voids(&verdict, "node 1 was asked at the end who the members are, and did not say");
+    assert_eq!(verdict.void.len(), 1, "it is told once");
+    let said_then = Operation::Members { node: 1, ids: Some(["a", "b", "d"].map(str::to_owned).to_vec()) };
+    passes(&members(&one().fail(0, 22, 23, silent()).ok(0, 24, 25, said_then).build()));
 }

@@ -78,6 +78,12 @@ impl Script {
         self
     }
 
+    /// The last fault was of this kind of its nemesis.
+    pub(super) fn of_kind(mut self, kind: &str) -> Script {
+        self.0.faults.last_mut().expect("a fault").kind = kind.to_owned();
+        self
+    }
+
     /// The history, in the order of its times.
     pub(super) fn build(mut self) -> History {
         self.0.events.sort_by_key(|event| event.time);

@@ -8,7 +8,7 @@ mod plan;
 mod simulation;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -140,7 +140,7 @@ impl Campaign {
     }
 
     /// Pieces that run side by side leave it one core.
-    fn simulation<'a>(&self, program: &'a std::path::Path) -> Simulation<'a> {
+    fn simulation<'a>(&self, program: &'a Path) -> Simulation<'a> {
         Simulation { program, jobs: (self.jobs > 1).then_some(1) }
     }
 
@@ -177,6 +177,15 @@ impl Campaign {
             }
         }
     }
+}
+
+/// The planted bugs of a simulation.
+///
+/// # Errors
+/// If it is not there, or does not say them.
+pub(super) async fn sim_bugs(program: &Path, interrupted: &CancellationToken) -> Result<Vec<String>> {
+    ensure!(program.is_file(), "{} is not there", program.display());
+    Simulation { program, jobs: None }.bugs(interrupted).await
 }
 
 /// Removes what a campaign left that was killed. That it cannot is told, and no reason not to begin.
@@ -308,7 +317,7 @@ mod tests {
     }
 
     /// A simulation that says what a script prints.
-    fn script(folder: &std::path::Path, lines: &str) -> String {
+    fn script(folder: &Path, lines: &str) -> String {
         use std::os::unix::fs::PermissionsExt as _;
         let path = folder.join("sim");
         fs_err::write(&path, format!("#!/bin/sh\n{lines}\n")).unwrap();

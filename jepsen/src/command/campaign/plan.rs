@@ -81,15 +81,14 @@ pub(in crate::command) fn goal(kind: Kind) -> String {
     }
 }
 
-/// How far a kind is of what it must come to, 1.0 being done; nothing where no number says so.
-pub(in crate::command) fn done(ledger: &Ledger, kind: Kind) -> Option<f64> {
-    let plan = Plan { bugs: BUGS.iter().map(|bug| bug.name).collect(), ..Plan::default() };
+/// How far a kind is of what it must come to, 1.0 being done; nothing where no number says so. Of the bugs of the simulation
+/// those that were never tried are open too, so without the list of them nobody knows.
+pub(in crate::command) fn done(ledger: &Ledger, kind: Kind, sim_bugs: &[String]) -> Option<f64> {
+    let bugs = BUGS.iter().map(|bug| bug.name).collect();
+    let plan = Plan { bugs, sim_bugs: sim_bugs.to_vec(), ..Plan::default() };
     match kind {
         Kind::Soak => None,
-        Kind::SimPlanted => {
-            let (caught, tried) = (ledger.names(kind).len() as u64, ledger.tried(kind).len() as u64);
-            (tried > 0).then(|| part(caught * 100, tried * SIM_BUGS_PERCENT).min(1.0))
-        }
+        Kind::SimPlanted if sim_bugs.is_empty() => None,
         _ => Some(plan.progress(ledger, &[], kind)),
     }
 }
@@ -260,7 +259,11 @@ pub(super) fn run_of(job: &Job) -> Option<Piece> {
 /// The line of a run that has ended.
 pub(super) fn entry_of(job: &Job, commit: &str, report: &RunReport) -> Entry {
     let name = if job.kind == Kind::Links { link_items(job, report) } else { job.piece.clone() };
-    let entry = Entry::of(job.kind, name, commit, report);
+    let mut entry = Entry::of(job.kind, name, commit, report);
+    if entry.is_broken() && job.kind == Kind::Links {
+        // Any item may have broken it, one that was not seen to be cut too: later lines must cover all of them.
+        entry.piece = link_items_begun(job, report);
+    }
     if entry.counts() && entry.range().is_some_and(|range| range.is_empty()) {
         // A piece that counts must bring the campaign on.
         return Entry { verdict: "void: its first item was skipped".into(), ..entry };
@@ -270,13 +273,25 @@ pub(super) fn entry_of(job: &Job, commit: &str, report: &RunReport) -> Entry {
 
 /// What the ledger says of the links that a run cut: the items from the first on that were all cut.
 fn link_items(job: &Job, report: &RunReport) -> String {
-    let from: u64 = job.piece.split_once("..").and_then(|(from, _)| from.parse().ok()).unwrap_or(0);
-    let is_done = |item: &u64| {
-        let kind = format!("link-enumeration: links {} leader {}", item / 3, item % 3);
-        report.kinds.contains_key(&kind)
-    };
-    let to = (from..LINK_ITEMS).take_while(is_done).count() as u64 + from;
+    let from = first_item(job);
+    let to = (from..LINK_ITEMS).take_while(|item| is_cut(report, *item)).count() as u64 + from;
     format!("{from}..{to}")
+}
+
+/// All items of the links that a run may have begun: those that it was to cut, and until the last one that it cut.
+fn link_items_begun(job: &Job, report: &RunReport) -> String {
+    let from = first_item(job);
+    let told = job.piece.split_once("..").and_then(|(_, to)| to.parse().ok()).unwrap_or(from);
+    let cut = (from..LINK_ITEMS).rev().find(|item| is_cut(report, *item)).map_or(from, |last| last + 1);
+    format!("{from}..{}", told.max(cut))
+}
+
+fn first_item(job: &Job) -> u64 {
+    job.piece.split_once("..").and_then(|(from, _)| from.parse().ok()).unwrap_or(0)
+}
+
+fn is_cut(report: &RunReport, item: u64) -> bool {
+    report.kinds.contains_key(&format!("link-enumeration: links {} leader {}", item / 3, item % 3))
 }
 
 #[cfg(test)]
@@ -360,7 +375,7 @@ mod tests {
         }
         assert!(ledger.total(Kind::Sim).items >= SIM_SEEDS);
         assert!(ledger.done(Kind::Sim).len() as u64 > SIM_SEEDS);
-        assert_eq!(done(&ledger, Kind::Sim).map(|done| done >= 1.0), Some(true));
+        assert_eq!(done(&ledger, Kind::Sim, &[]).map(|done| done >= 1.0), Some(true));
     }
 
     #[test]
@@ -405,7 +420,7 @@ mod tests {
         let ledger = Ledger { entries: vec![old, Entry { commit: "abc1234".into(), ..new }], since };
         let job = plan.next(&ledger, &[], Kind::Links).expect("open");
         assert_eq!((job.piece.as_str(), job.seed % 10_000), ("32..64", 2));
-        assert_eq!(done(&ledger, Kind::Links), Some(32.0 / 192.0));
+        assert_eq!(done(&ledger, Kind::Links, &[]), Some(32.0 / 192.0));
     }
 
     #[test]
@@ -416,6 +431,10 @@ mod tests {
         ledger.entries.push(entry(Kind::SimPlanted, "c", "caught"));
         let again = plan.next(&ledger, &[], Kind::SimPlanted).expect("two of three are not enough");
         assert_eq!((again.piece.as_str(), in_vain(&ledger, Kind::SimPlanted, "a")), ("a", 1));
+        let all = ["b", "c", "d", "e"].map(str::to_owned);
+        assert_eq!(done(&ledger, Kind::SimPlanted, &all).map(|done| done < 0.6), Some(true), "two were never tried");
+        assert_eq!(done(&ledger, Kind::SimPlanted, &all[..2]).map(|done| done >= 1.0), Some(true));
+        assert_eq!(done(&ledger, Kind::SimPlanted, &[]), None, "nobody knows how many there are");
         let many: Vec<String> = (0..40).map(|number| format!("bug-{number}")).collect();
         let lines =
             many.iter().map(|name| entry(Kind::SimPlanted, name, if name == "bug-7" { "missed" } else { "caught" }));
@@ -436,6 +455,16 @@ mod tests {
         assert_eq!(entry_of(&job, "", &cut(&[3, 4, 5, 7])).piece, "3..6");
         let none = entry_of(&job, "", &cut(&[4]));
         assert_eq!((none.piece.as_str(), none.counts()), ("3..3", false));
+        // What broke a promise is open until all of it is covered, what was skipped in it too.
+        let broken =
+            |items: &[u64]| RunReport { violations: vec!["x".into()], outcome: Outcome::Invalid, ..cut(items) };
+        assert_eq!(entry_of(&job, "", &broken(&[3, 5])).piece, "3..9");
+        assert_eq!(entry_of(&job, "", &broken(&[])).piece, "3..9");
+        assert_eq!(entry_of(&job, "", &broken(&[3, 11])).piece, "3..12");
+        let line = Entry { commit: "aaa1111".into(), ..entry_of(&job, "", &broken(&[3, 7])) };
+        let again = |piece| Entry { commit: "bbb2222".into(), ..entry(Kind::Links, piece, "valid") };
+        let violated = |piece| of(vec![line.clone(), again(piece)]).total(Kind::Links).violated;
+        assert_eq!((violated("3..4"), violated("3..9")), (1, 0));
     }
 
     #[test]
