@@ -438,6 +438,19 @@ pub enum Stage {
     AtRest,
 }
 
+/// What changes under a fault at another time than its beginning and its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Moment {
+    /// It began to be made, and bit only from the beginning on that its record has. What it disturbed in between is no
+    /// other fault's doing.
+    Begun,
+    /// Links are cut from now on.
+    Cut,
+    /// And whole again from now on.
+    Mended,
+}
+
 /// What a run noted beside operations and faults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "note", rename_all = "kebab-case")]
@@ -468,6 +481,15 @@ pub enum Note {
         from: Micros,
         /// Until when.
         to: Micros,
+    },
+    /// Something changed under a fault whose record, told at its end, has no place for it.
+    Moment {
+        /// The nemesis of the fault.
+        nemesis: String,
+        /// What changed.
+        moment: Moment,
+        /// When that was done.
+        time: Micros,
     },
     /// A promise was broken in sight of the harness.
     Violation {

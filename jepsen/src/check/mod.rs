@@ -122,7 +122,7 @@ fn noted(history: &History) -> Verdict {
                 findings.count("stalls of the machine", 1);
                 findings.count("stalls of the machine, ms", to.saturating_sub(*from) / 1_000);
             }
-            Note::Asked(_) | Note::Reached { .. } => {}
+            Note::Asked(_) | Note::Reached { .. } | Note::Moment { .. } => {}
         }
     }
     findings.verdict(true).merge(verdict)
