@@ -389,6 +389,7 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
+    use crate::event::{Line, Note};
 
     /// What was told.
     #[derive(Default)]
@@ -441,6 +442,14 @@ mod tests {
         let [(_, Moment::Begun, begun), (nemesis, Moment::Cut, cut)] = &moments[..] else { panic!("{moments:?}") };
         assert!(*begun < made && (bitten..=fault.to).contains(cut), "{moments:?}");
         assert_eq!(nemesis, "stalled-disk");
+    }
+
+    #[test]
+    fn a_moment_is_a_note_of_a_history() {
+        let note = Note::Moment { nemesis: "flapping".into(), moment: Moment::Mended, time: 5 };
+        let line = serde_json::to_string(&note).expect("it is written");
+        assert_eq!(line, r#"{"note":"moment","nemesis":"flapping","moment":"mended","time":5}"#);
+        assert_eq!(serde_json::from_str::<Line>(&line).expect("it is read"), Line::Note(note));
     }
 
     #[test]
