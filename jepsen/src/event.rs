@@ -395,10 +395,6 @@ pub const MAJORITY: &str = "majority=true";
 pub const NO_MAJORITY: &str = "majority=false";
 /// In the detail of a fault that began in a cluster that had just been seen to be healthy, whatever was before.
 pub const WAS_WELL: &str = "well=true";
-/// In the detail of a fault that changes the links again and again, right before the time of the last change, on the clock of
-/// its history.
-pub const LAST_CHANGE: &str = "last-change=";
-
 /// What was asked of a run, and so what it is judged by.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Asked {
@@ -441,6 +437,19 @@ pub enum Stage {
     AtRest,
 }
 
+/// What changes under a fault at another time than its beginning and its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Moment {
+    /// It began to be made, and bit only from the beginning on that its record has. What it disturbed in between is no
+    /// other fault's doing.
+    Begun,
+    /// Links are cut from now on.
+    Cut,
+    /// And whole again from now on.
+    Mended,
+}
+
 /// What a run noted beside operations and faults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "note", rename_all = "kebab-case")]
@@ -471,6 +480,15 @@ pub enum Note {
         from: Micros,
         /// Until when.
         to: Micros,
+    },
+    /// Something changed under a fault whose record, told at its end, has no place for it.
+    Moment {
+        /// The nemesis of the fault.
+        nemesis: String,
+        /// What changed.
+        moment: Moment,
+        /// When that was done.
+        time: Micros,
     },
     /// A promise was broken in sight of the harness.
     Violation {

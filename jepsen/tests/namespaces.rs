@@ -149,6 +149,10 @@ impl Report for Told {
     fn violation(&self, sentence: String) {
         self.violations.lock().push(sentence);
     }
+    fn void(&self, why: String) {
+        self.violations.lock().push(why);
+    }
+    fn moment(&self, _: &str, _: quorate_jepsen::event::Moment, _: quorate_jepsen::event::Micros) {}
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -29,13 +29,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Rules,
+    struck::Struck,
     verdict::{Findings, many, seconds},
 };
 use crate::{
-    event::{
-        Fault, Injection, LAST_CHANGE, MAJORITY, Micros, NO_MAJORITY, Note, Operation, Part, Phase, Stage, Verdict,
-        WAS_WELL,
-    },
+    event::{Fault, Injection, MAJORITY, Micros, NO_MAJORITY, Note, Operation, Part, Phase, Stage, Verdict, WAS_WELL},
     history::{History, Span},
 };
 
@@ -120,7 +118,7 @@ struct Lane {
 
 pub(super) fn judge(history: &History, spans: &[Span<'_>], rules: &Rules) -> Verdict {
     let mut findings = Findings::of("availability");
-    let faults: Vec<&Fault> = history.faults.iter().filter(|fault| fault.injection != Injection::Skipped).collect();
+    let faults = Struck::all(history);
     writes_soon(history, spans, &faults, rules, &mut findings);
     healthy_soon(history, &faults, rules, &mut findings);
     equal_soon(history, spans, &faults, rules, &mut findings);
@@ -192,9 +190,9 @@ struct Window {
 impl Window {
     /// The windows of a fault, each with what it is called in the counts: one from its beginning, and one from its end where
     /// that comes after the time that is allowed.
-    fn of(fault: &Fault, faults: &[&Fault], rules: &Rules) -> Vec<(&'static str, Window)> {
+    fn of(fault: &Struck<'_>, faults: &[Struck<'_>], rules: &Rules) -> Vec<(&'static str, Window)> {
         if is_of(fault, &NEVER_STILL) {
-            let change = last_change(fault);
+            let change = fault.last_change;
             return vec![("", Window::new(change, change, change, faults, rules))];
         }
         // What ends early is over with its end: that may itself hold writes up once more.
@@ -213,8 +211,8 @@ impl Window {
     }
 
     /// `counted_from`: from when on the time runs that is allowed for a write that began at `from`.
-    fn new(from: Micros, last: Micros, counted_from: Micros, faults: &[&Fault], rules: &Rules) -> Window {
-        let next = faults.iter().map(|other| other.from).filter(|other| *other > from).min().unwrap_or(Micros::MAX);
+    fn new(from: Micros, last: Micros, counted_from: Micros, faults: &[Struck<'_>], rules: &Rules) -> Window {
+        let next = faults.iter().map(|other| other.begun).filter(|other| *other > from).min().unwrap_or(Micros::MAX);
         // Of a moment whose time ends after that nothing could be said; those before it must not be hidden by it.
         let last = last.min(next.saturating_sub(rules.write_within)).max(from);
         Window { from, last, deadline: counted_from.saturating_add(rules.write_within), next }
@@ -320,7 +318,7 @@ impl Look<'_> {
     }
 }
 
-fn writes_soon(history: &History, spans: &[Span<'_>], faults: &[&Fault], rules: &Rules, findings: &mut Findings) {
+fn writes_soon(history: &History, spans: &[Span<'_>], faults: &[Struck<'_>], rules: &Rules, findings: &mut Findings) {
     let mut look = Look { history, rules, lanes: Lane::all(spans), slowest: BTreeMap::new() };
     let (_, end) = history.load();
     let mut any_measured = false;
@@ -353,38 +351,44 @@ fn writes_soon(history: &History, spans: &[Span<'_>], faults: &[&Fault], rules: 
 }
 
 /// Whether what another fault did, that began before a moment of this one, may not be over yet at that moment.
-fn disturbs(other: &Fault, fault: &Fault, moment: Micros, rules: &Rules) -> bool {
+fn disturbs(other: &Struck<'_>, fault: &Fault, moment: Micros, rules: &Rules) -> bool {
     let before = moment.saturating_sub(rules.write_within);
     let settled = other.to.saturating_add(if makes_anew(other) { rules.moved_within } else { 0 });
     let was_before = other.to <= fault.from && fault.detail.contains(WAS_WELL);
-    other.from <= moment && before <= settled && !was_before
+    other.begun <= moment && before <= settled && !was_before
 }
 
 /// A fault that should have been measured: no other nemesis was near, and its own leaves a majority.
-fn struck_alone<'a>(faults: &[&'a Fault], rules: &Rules) -> Option<&'a Fault> {
-    let leaves = |fault: &&&'a Fault| {
+fn struck_alone<'a>(faults: &'a [Struck<'a>], rules: &Rules) -> Option<&'a Struck<'a>> {
+    let leaves = |fault: &&Struck<'_>| {
         fault.injection == Injection::Installed
             && is_of(fault, &LEAVE_A_MAJORITY)
             && !fault.detail.contains(NO_MAJORITY)
     };
-    let is_near = |fault: &Fault, other: &Fault| {
+    let is_near = |fault: &Struck<'_>, other: &Struck<'_>| {
         let until = fault.to.saturating_add(rules.write_within);
-        disturbs(other, fault, fault.from, rules) || (fault.from..=until).contains(&other.from)
+        disturbs(other, fault, fault.from, rules) || (fault.from..=until).contains(&other.begun)
     };
     let is_alone =
-        |fault: &&&'a Fault| !faults.iter().any(|other| other.nemesis != fault.nemesis && is_near(fault, other));
-    faults.iter().filter(leaves).find(is_alone).copied()
+        |fault: &&Struck<'_>| !faults.iter().any(|other| other.nemesis != fault.nemesis && is_near(fault, other));
+    faults.iter().filter(leaves).find(is_alone)
 }
 
 /// Why it is not certain what was to be expected of a fault in one of its windows.
-fn not_measured(fault: &Fault, faults: &[&Fault], window: &Window, end: Micros, rules: &Rules) -> Option<&'static str> {
+fn not_measured(
+    fault: &Struck<'_>,
+    faults: &[Struck<'_>],
+    window: &Window,
+    end: Micros,
+    rules: &Rules,
+) -> Option<&'static str> {
     if fault.detail.contains(NO_MAJORITY) {
         Some("faults without a majority")
     } else if !fault.detail.contains(MAJORITY) && !is_of(fault, &LEAVE_A_MAJORITY) {
         Some("faults that may leave no majority")
     } else if window.deadline > end {
         Some("faults at the end, not measured")
-    } else if faults.iter().any(|other| !std::ptr::eq(*other, fault) && disturbs(other, fault, window.from, rules)) {
+    } else if faults.iter().any(|other| !std::ptr::eq(other, fault) && disturbs(other, fault, window.from, rules)) {
         Some("faults beside another")
     } else {
         None
@@ -399,15 +403,6 @@ fn is_of(fault: &Fault, nemeses: &[&str]) -> bool {
 fn makes_anew(fault: &Fault) -> bool {
     let is_join = FAILPOINTS_OF_A_JOIN.contains(&fault.kind.as_str()) && !fault.detail.contains(OF_A_FOUNDING);
     is_of(fault, &MAKE_ANEW) || is_join
-}
-
-/// When a fault that changes the links again and again did so for the last time. Where its detail does not say it, its end is
-/// taken, which is a little later.
-fn last_change(fault: &Fault) -> Micros {
-    let told = fault.detail.split_once(LAST_CHANGE).map(|(_, rest)| rest);
-    let digits = told.and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
-    let change = digits.and_then(|digits| digits.parse().ok());
-    change.unwrap_or(fault.to).clamp(fault.from, fault.to)
 }
 
 fn late(lane: u8, fault: &Fault, moment: Micros, first: Option<Micros>, rules: &Rules) -> String {
@@ -427,13 +422,13 @@ fn late(lane: u8, fault: &Fault, moment: Micros, first: Option<Micros>, rules: &
 }
 
 /// From the end of the last fault on, when was the cluster healthy again, while clients went on?
-fn healthy_soon(history: &History, faults: &[&Fault], rules: &Rules, findings: &mut Findings) {
+fn healthy_soon(history: &History, faults: &[Struck<'_>], rules: &Rules, findings: &mut Findings) {
     let (Some(healed), false) = (history.reached(Stage::Healed), faults.is_empty()) else { return };
     // One that never was is told where it was waited for.
     let Some(healthy) = history.reached(Stage::Healthy) else { return };
     let took = healthy.saturating_sub(healed);
     findings.count("healthy after heal, ms", took / 1_000);
-    let limit = limit_after(healed, history, faults, rules);
+    let limit = limit_after(healed, history, rules);
     if took > limit && healthy <= extended(history, healed, healed.saturating_add(limit), rules) {
         findings.count("heals while the machine stood still", 1);
     } else if took > limit {
@@ -452,8 +447,9 @@ fn healthy_soon(history: &History, faults: &[&Fault], rules: &Rules, findings: &
 type Round = BTreeMap<(u32, usize), Option<(u64, u64)>>;
 
 /// How long after the heal all may take to be well.
-pub(super) fn limit_after(healed: Micros, history: &History, faults: &[&Fault], rules: &Rules) -> Micros {
-    let anew = faults.iter().filter(|fault| makes_anew(fault)).map(|fault| fault.to);
+pub(super) fn limit_after(healed: Micros, history: &History, rules: &Rules) -> Micros {
+    let struck = history.faults.iter().filter(|fault| fault.injection != Injection::Skipped);
+    let anew = struck.filter(|fault| makes_anew(fault)).map(|fault| fault.to);
     let by_hand = history.notes.iter().filter_map(|note| match note {
         Note::Replaced { time, .. } => Some(*time),
         _ => None,
@@ -463,10 +459,10 @@ pub(super) fn limit_after(healed: Micros, history: &History, faults: &[&Fault], 
 }
 
 /// From the heal on, when had the replicas of each group been equal?
-fn equal_soon(history: &History, spans: &[Span<'_>], faults: &[&Fault], rules: &Rules, findings: &mut Findings) {
+fn equal_soon(history: &History, spans: &[Span<'_>], faults: &[Struck<'_>], rules: &Rules, findings: &mut Findings) {
     let Some(over) = faults.iter().map(|fault| fault.to).max() else { return };
     let healed = history.reached(Stage::Healed).unwrap_or(over);
-    let limit = limit_after(healed, history, faults, rules);
+    let limit = limit_after(healed, history, rules);
     let deadline = healed.saturating_add(limit);
     let excused = extended(history, healed, deadline, rules);
     let rounds = rounds(spans, healed);

@@ -12,7 +12,7 @@ use super::{
     verdict::{Findings, seconds},
 };
 use crate::{
-    event::{Fault, Injection, Micros, Operation, Phase, Stage, Verdict},
+    event::{Injection, Micros, Operation, Phase, Stage, Verdict},
     history::{History, Span},
 };
 
@@ -89,9 +89,7 @@ fn long_before(history: &History, spans: &[Span<'_>], rules: &Rules) -> BTreeMap
     let end = asked.filter_map(|span| span.ended).map(|(event, _)| event.time).max().unwrap_or(0);
     let mut ahead: BTreeMap<u32, Ahead> = BTreeMap::new();
     let Some(rest) = history.reached(Stage::AtRest) else { return ahead };
-    let faults: Vec<&Fault> = history.faults.iter().filter(|fault| fault.injection != Injection::Skipped).collect();
-    let whole =
-        history.reached(Stage::Healed).map_or(0, |healed| healed + limit_after(healed, history, &faults, rules));
+    let whole = history.reached(Stage::Healed).map_or(0, |healed| healed + limit_after(healed, history, rules));
     for (group, other) in spans.iter().filter_map(told).filter(|(_, told)| told.time >= rest) {
         let is_furthest = ahead.get(&group).is_none_or(|known| known.position < other.position);
         let due = other.time.saturating_add(rules.rest_within).max(whole);

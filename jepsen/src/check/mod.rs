@@ -35,6 +35,7 @@ mod queue;
 mod register;
 mod request_ids;
 mod set;
+mod struck;
 mod verdict;
 
 #[cfg(test)]
@@ -126,7 +127,7 @@ fn noted(history: &History) -> Verdict {
                 findings.count("stalls of the machine", 1);
                 findings.count("stalls of the machine, ms", to.saturating_sub(*from) / 1_000);
             }
-            Note::Asked(_) | Note::Reached { .. } => {}
+            Note::Asked(_) | Note::Reached { .. } | Note::Moment { .. } => {}
         }
     }
     findings.verdict(true).merge(verdict)

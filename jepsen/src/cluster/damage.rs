@@ -85,6 +85,8 @@ pub enum Notice {
 struct Table {
     inode: u64,
     bytes: Vec<u8>,
+    /// What was made of it.
+    after: Vec<u8>,
 }
 
 impl std::fmt::Debug for Table {
@@ -169,13 +171,9 @@ impl Cluster {
         undo(&self.data_dir(node), damage)
     }
 
-    /// Whether a checkpoint's folder and its marker are both gone, for damage to a file of one.
+    /// Whether a checkpoint's folder and its marker are both gone, for damage to a file of one alone.
     pub fn checkpoint_is_gone(&self, node: usize, damage: &Damage) -> bool {
-        let data = self.data_dir(node);
-        checkpoint_of(&damage.path).is_some_and(|checkpoint| {
-            let checkpoint = data.join(checkpoint);
-            !checkpoint.exists() && !checkpoint.with_extension(MARKER).exists()
-        })
+        checkpoint_is_gone(&self.data_dir(node), damage)
     }
 
     /// Why nothing that is needed can be left of damage that a scrub has passed over in silence; `None` if there is no
@@ -287,7 +285,7 @@ fn damage(
     let (how, detail) = break_it(&full, &bytes, &living, draw_means(class, &path, means, dice), dice)?;
     let after = if how == "delete" { Vec::new() } else { fs_err::read(&full)? };
     let (notice, records) = due(class, how, &living, &bytes, &after);
-    let before = table.filter(|_| how != "delete");
+    let before = table.filter(|_| how != "delete").map(|table| Table { after, ..table });
     Ok(Some(Damage { class, how, path, detail, notice, records, before }))
 }
 
@@ -566,16 +564,31 @@ fn table(path: &Path) -> Result<Option<Table>> {
     if path.extension().is_none_or(|ending| ending != "sst") {
         return Ok(None);
     }
-    Ok(Some(Table { inode: fs_err::metadata(path)?.ino(), bytes: fs_err::read(path)? }))
+    Ok(Some(Table { inode: fs_err::metadata(path)?.ino(), bytes: fs_err::read(path)?, after: Vec::new() }))
 }
 
+/// A table that a state and a checkpoint share may have been damaged by a name that is gone since, and lies there by
+/// the other. The number of a file that is gone may be another file's by then, whose bytes are others.
 fn undo(data: &Path, damage: &Damage) -> Result<bool> {
-    let (Some(before), path) = (&damage.before, data.join(&damage.path)) else { return Ok(false) };
-    let is_same = std::fs::metadata(&path).is_ok_and(|about| about.ino() == before.inode);
+    let Some(before) = &damage.before else { return Ok(false) };
+    // One that was emptied is not listed.
+    let mut files =
+        vec![(damage.path.clone(), std::fs::metadata(data.join(&damage.path)).map_or(0, |about| about.ino()))];
+    collect(data, data, &mut files)?;
+    let Some((path, _)) = files.into_iter().find(|(_, inode)| *inode == before.inode) else { return Ok(false) };
+    let path = data.join(path);
+    let is_same = fs_err::read(&path)? == before.after;
     if is_same {
         overwrite(&path, &before.bytes)?;
     }
     Ok(is_same)
+}
+
+/// A table that a state has too lives on in it when its checkpoint goes.
+fn checkpoint_is_gone(data: &Path, damage: &Damage) -> bool {
+    let own = checkpoint_of(&damage.path).filter(|_| damage.class == "checkpoint");
+    own.map(|checkpoint| data.join(checkpoint))
+        .is_some_and(|checkpoint| !checkpoint.exists() && !checkpoint.with_extension(MARKER).exists())
 }
 
 #[cfg(test)]
@@ -753,6 +766,41 @@ mod tests {
             }
         }
         assert!(undone > 20, "{undone}");
+    }
+
+    #[test]
+    fn a_table_of_a_state_is_still_there_when_a_checkpoint_of_it_is_gone() {
+        let by_its_name = |damage: &Damage| damage.path.starts_with("checkpoints");
+        for (class, is_gone) in [("state-sst", false), ("checkpoint", true)] {
+            let (folder, done) = (0..60)
+                .find_map(|seed| {
+                    let folder = checkpointed();
+                    let dice = &mut StdRng::seed_from_u64(seed);
+                    let done = damage(folder.path(), of(class), false, dice).unwrap().filter(by_its_name)?;
+                    Some((folder, done))
+                })
+                .unwrap();
+            let checkpoint = folder.path().join("checkpoints/1-05-3");
+            assert!(!checkpoint_is_gone(folder.path(), &done));
+            std::fs::remove_dir_all(&checkpoint).unwrap();
+            std::fs::remove_file(checkpoint.with_extension(MARKER)).unwrap();
+            assert_eq!(checkpoint_is_gone(folder.path(), &done), is_gone, "{class}");
+            assert_eq!(undo(folder.path(), &done).unwrap(), !is_gone, "{class}");
+            let live = std::fs::read(folder.path().join("state/group-1/db-1/000009.sst")).unwrap();
+            assert_eq!(live, [7; 900], "{class}");
+        }
+    }
+
+    #[test]
+    fn another_file_under_the_number_of_one_that_is_gone_stays_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), "state/group-1/db-1/000009.sst", &[7; 900]);
+        let dice = &mut StdRng::seed_from_u64(2);
+        let done = damage(folder.path(), of("state-sst"), true, dice).unwrap().unwrap();
+        let live = folder.path().join(&done.path);
+        overwrite(&live, &[5; 900]).unwrap();
+        assert!(!undo(folder.path(), &done).unwrap());
+        assert_eq!(std::fs::read(&live).unwrap(), [5; 900]);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::{Buf as _, BufMut as _, Bytes};
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _};
 use nix::sched::{CloneFlags, setns};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
@@ -156,10 +156,25 @@ impl Proxy {
     }
 
     fn doubles(&self) -> bool {
-        let doubles = self.dice.lock().random_bool(self.part);
-        self.doubled.fetch_add(doubles.into(), Ordering::Relaxed);
-        doubles
+        self.dice.lock().random_bool(self.part)
     }
+}
+
+/// A message so many times. A second one counts when whoever sends them has taken it and asks for what comes next:
+/// what is never sent, because there is no connection, was not doubled.
+fn repeated(message: Bytes, times: usize, doubled: Arc<AtomicU64>) -> impl Stream<Item = Bytes> + Send {
+    let copies = std::iter::repeat_n(Some(message), times).chain((times > 1).then_some(None));
+    futures::stream::iter(copies).filter_map(move |copy| {
+        doubled.fetch_add(copy.is_none().into(), Ordering::Relaxed);
+        std::future::ready(copy)
+    })
+}
+
+/// Waits for the answer to a second call, which counts when there is one.
+async fn answered<T>(call: impl Future<Output = Result<T, Status>>, doubled: &AtomicU64) -> Option<T> {
+    let answer = call.await.ok()?;
+    doubled.fetch_add(1, Ordering::Relaxed);
+    Some(answer)
 }
 
 /// One call, or one stream.
@@ -207,7 +222,8 @@ impl Call {
         if (may_double || reads) && self.proxy.doubles() {
             let (second, metadata, message) = (self.clone(), metadata.clone(), message.clone());
             tokio::spawn(async move {
-                if let Ok(answer) = second.send(metadata, futures::stream::iter([message])).await {
+                let call = second.send(metadata, futures::stream::iter([message]));
+                if let Some(answer) = answered(call, &second.proxy.doubled).await {
                     answer.into_inner().for_each(|_| std::future::ready(())).await;
                 }
             });
@@ -229,7 +245,7 @@ impl Call {
             .filter_map(|message| std::future::ready(message.ok()));
         let doubled = whole.flat_map(move |message| {
             let times = if may_double && proxy.doubles() { 2 } else { 1 };
-            futures::stream::iter(std::iter::repeat_n(message, times))
+            repeated(message, times, proxy.doubled.clone())
         });
         self.send(metadata, doubled).await
     }
@@ -237,7 +253,7 @@ impl Call {
     async fn send(
         &self,
         metadata: MetadataMap,
-        messages: impl futures::Stream<Item = Bytes> + Send + 'static,
+        messages: impl Stream<Item = Bytes> + Send + 'static,
     ) -> Result<Response<Streaming<Bytes>>, Status> {
         let mut client = tonic::client::Grpc::new(self.channel.clone()).max_decoding_message_size(usize::MAX);
         client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
@@ -283,6 +299,21 @@ impl Decoder for Raw {
     }
 }
 
+/// The rules that lead what is for the peers to the proxy, and what the proxy sends on to the peers.
+fn redirects(peers: &[Ipv4Addr]) -> String {
+    let redirect =
+        |(port, peer)| format!("-A {CHAIN} -p tcp -d {peer} --dport {PEER_PORT} -j REDIRECT --to-ports {port}\n");
+    let turn = format!("-A {CHAIN} -p tcp --dport {CONNECT} -j DNAT --to-destination :{PEER_PORT}\n");
+    (LISTEN..).zip(peers).map(redirect).chain([turn]).collect()
+}
+
+/// The rules that break the connections which peers have without the proxy, so that they come through it. Nobody leads
+/// what is for a node that joins later to the proxy, so its connections must stay.
+fn refusals(peers: &[Ipv4Addr]) -> String {
+    let refuse = "-m conntrack ! --ctstate DNAT -j REJECT --reject-with tcp-reset";
+    peers.iter().map(|peer| format!("-A {CHAIN} -p tcp -d {peer} --dport {PEER_PORT} {refuse}\n")).collect()
+}
+
 impl Cluster {
     /// Doubles a part (0 to 1) of what a node says to the others, until [`Cluster::stop_doubling`]. Its connections to
     /// them are made anew for that.
@@ -290,16 +321,11 @@ impl Cluster {
         self.stop_doubling(node).await?;
         let namespace = PathBuf::from("/run/netns").join(self.run.namespace(node));
         let peers: Vec<Ipv4Addr> = self.others(node).collect();
-        let redirect =
-            |(port, peer)| format!("-A {CHAIN} -p tcp -d {peer} --dport {PEER_PORT} -j REDIRECT --to-ports {port}\n");
-        let redirects: String = (LISTEN..).zip(peers.iter().copied()).map(redirect).collect();
-        let turn = format!("-A {CHAIN} -p tcp --dport {CONNECT} -j DNAT --to-destination :{PEER_PORT}\n");
+        let (redirects, refusals) = (redirects(&peers), refusals(&peers));
         let doubler = tokio::task::spawn_blocking(move || Doubler::start(namespace, peers, part, seed)).await??;
         self.node(node).doubler.lock().replace(doubler);
-        self.filter(node, "nat", &format!(":{CHAIN} - [0:0]\n-A OUTPUT -j {CHAIN}\n{redirects}{turn}")).await?;
-        let refuse = "-m conntrack ! --ctstate DNAT -j REJECT --reject-with tcp-reset";
-        let refuse = format!("-A {CHAIN} -p tcp --dport {PEER_PORT} {refuse}\n");
-        self.filter(node, "filter", &format!(":{CHAIN} - [0:0]\n-A OUTPUT -j {CHAIN}\n{refuse}")).await
+        self.filter(node, "nat", &format!(":{CHAIN} - [0:0]\n-A OUTPUT -j {CHAIN}\n{redirects}")).await?;
+        self.filter(node, "filter", &format!(":{CHAIN} - [0:0]\n-A OUTPUT -j {CHAIN}\n{refusals}")).await
     }
 
     /// How many messages of a node were doubled since the last [`Cluster::double`].
@@ -315,5 +341,45 @@ impl Cluster {
             self.filter(node, table, &remove).await.context("ending doubles")?;
         }
         tokio::task::spawn_blocking(move || doubler.end()).await?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn only_connections_to_those_behind_the_proxy_are_broken() {
+        let peers = [Ipv4Addr::new(198, 18, 7, 2), Ipv4Addr::new(198, 18, 7, 3)];
+        let of = |rules: &str| -> Vec<String> {
+            let to = |rule: &str| rule.split(" -d ").nth(1)?.split(' ').next().map(str::to_owned);
+            rules
+                .lines()
+                .filter(|rule| rule.contains("--dport 7702"))
+                .map(|rule| to(rule).unwrap_or_default())
+                .collect()
+        };
+        let named = peers.map(|peer| peer.to_string());
+        assert_eq!((of(&redirects(&peers)), of(&refusals(&peers))), (named.to_vec(), named.to_vec()));
+        assert!(redirects(&peers).ends_with("--dport 17702 -j DNAT --to-destination :7702\n"));
+    }
+
+    #[test]
+    fn what_was_not_sent_twice_was_not_doubled() {
+        let doubled = Arc::new(AtomicU64::new(0));
+        let count = || doubled.load(Ordering::Relaxed);
+        let mut once = Box::pin(repeated(Bytes::from_static(b"x"), 1, doubled.clone()));
+        assert_eq!((once.next().now_or_never().flatten().is_some(), once.next().now_or_never()), (true, Some(None)));
+        let mut twice = Box::pin(repeated(Bytes::from_static(b"x"), 2, doubled.clone()));
+        for _ in 0..2 {
+            assert_eq!((twice.next().now_or_never().flatten().is_some(), count()), (true, 0));
+        }
+        assert_eq!((twice.next().now_or_never(), count()), (Some(None), 1));
+        let refused = answered(std::future::ready(Err::<(), _>(Status::unavailable("cut"))), &doubled);
+        assert_eq!((refused.now_or_never(), count()), (Some(None), 1));
+        let answer = answered(std::future::ready(Ok(5)), &doubled);
+        assert_eq!((answer.now_or_never(), count()), (Some(Some(5)), 2));
     }
 }

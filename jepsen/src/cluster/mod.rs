@@ -186,6 +186,24 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// A cluster without any node, for what needs one and asks nothing of it.
+    #[cfg(test)]
+    pub(crate) fn of_nobody() -> Cluster {
+        let config = ClusterConfig {
+            nodes: 0,
+            binary: PathBuf::new(),
+            failpoints: None,
+            directory: PathBuf::new(),
+            disk: DiskKind::Folder,
+            planted: None,
+            faketime: false,
+            arguments: Vec::new(),
+        };
+        let (nodes, marks, deaths) = (RwLock::default(), Marks::default(), Deaths::default());
+        let (binary, run) = (PathBuf::new(), Run::nowhere());
+        Cluster { config, binary, failpoints: None, run, nodes, marks, deaths, changes: Mutex::default() }
+    }
+
     /// Makes a place for one more node, with an empty disk. Gives its number.
     pub(crate) async fn add_node(&self) -> Result<usize> {
         let number = self.size();
@@ -358,7 +376,7 @@ impl Cluster {
             command.args([format!("--{flag}-listen"), format!("{address}:{port}")]);
         }
         command.args(&self.config.arguments);
-        if *node.scrubs_soon.lock() && !self.config.arguments.iter().any(|word| word.starts_with(SCRUB[0])) {
+        if *node.scrubs_soon.lock() && self.can_scrub_soon() {
             command.args(SCRUB);
         }
         // Nodes refuse settings that they do not know, and those of the harness are none of theirs.
@@ -389,6 +407,11 @@ impl Cluster {
     /// write-ahead log is not what it else is: each pass begins by spilling it.
     pub fn scrub_soon(&self, node: usize, soon: bool) {
         *self.node(node).scrubs_soon.lock() = soon;
+    }
+
+    /// Whether nodes that are to scrub soon do: not where the run's arguments say how often they scrub.
+    pub(crate) fn can_scrub_soon(&self) -> bool {
+        !self.config.arguments.iter().any(|word| word.starts_with(SCRUB[0]))
     }
 
     /// Kills a node if it runs and starts it again.

@@ -65,6 +65,12 @@ impl Run {
         bail!("all {RUNS} runs are taken: `quorate-jepsen clean` removes what dead ones left in {ROOT}")
     }
 
+    /// A run that nobody reserved: nothing of it is on this machine.
+    #[cfg(test)]
+    pub(super) fn nowhere() -> Run {
+        Run { number: RUNS }
+    }
+
     pub(super) fn folder(self) -> PathBuf {
         Path::new(ROOT).join(self.number.to_string())
     }

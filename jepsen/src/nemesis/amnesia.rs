@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
-use super::healing::{self, Healed, Noticed};
+use super::healing::{self, Healed, Noticed, Since};
 use super::{NemesisContext, Strike};
 use crate::cluster::{Mark, Refusal};
 
@@ -69,16 +69,17 @@ impl Strike for Amnesia {
         ctx.cluster.mend(&cut).await?;
         let logged = ctx.logged(lost).len();
         let refused = healing::refusal(ctx.cluster.start_node(lost).await)?;
+        let since = Since { logged, pid: ctx.cluster.pid(lost) };
         ctx.wait(length.max(ALONE)).await;
         ctx.back(keeper, "a kill").await;
         // Other faults may come while it heals, but for damage.
         drop(held);
         let healed = match refused {
             Some(refused) => refused,
-            None => healing::watch(ctx, lost).await?,
+            None => healing::watch(ctx, lost, since).await?,
         };
-        let log = ctx.logged(lost);
-        let (noticed, line) = Noticed::in_log(log.get(logged..).unwrap_or_default());
+        let log = since.log(ctx, lost);
+        let (noticed, line) = Noticed::in_log(&log);
         if let Some(why) = wrong(noticed, &healed) {
             ctx.report.violation(format!("corruption: node {lost} lost its log and {why}"));
         }

@@ -16,7 +16,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use tokio::time::Instant;
 
-use super::healing::{self, Healed, Noticed, SELF_HEALED};
+use super::healing::{self, Healed, Noticed, SELF_HEALED, Since};
 use super::{NemesisContext, Open, PATIENCE, Strike};
 use crate::cluster::{CLASSES, Damage, Hold, Mark, Notice};
 use crate::event::{Injection, WAS_WELL};
@@ -26,6 +26,9 @@ use crate::event::{Injection, WAS_WELL};
 const SCRUBBED: Duration = Duration::from_secs(90);
 
 const NAME: &str = "corruption";
+/// What is told of a node that was killed so that it can be damaged: no attack, but what it disturbs must not be held
+/// against other faults.
+const RESTART: &str = "a restart is wanted";
 /// The argument for damage under a node that runs.
 const RUNNING: &str = "running";
 /// Of so many strikes that may take any file one takes it from a node that runs.
@@ -77,27 +80,30 @@ impl Strike for Corruption {
 async fn strike_down(ctx: &NemesisContext, class: Option<&str>, dice: &mut StdRng, length: Duration) -> Result<()> {
     let Some(chosen) = Chosen::choose(ctx, dice).await else { return Ok(()) };
     let node = chosen.node;
+    let mut open = ctx.begin(NAME, RESTART);
     ctx.cluster.kill(node).await?;
     let Some(damage) = ctx.cluster.damage(node, class, dice)? else {
         ctx.back(node, "a kill").await;
-        ctx.skip(NAME, NAME, format!("node {node} has no file of the class"));
+        open.end_seen(false, format!("node {node} was killed, and has no file of the class"));
         return Ok(());
     };
-    let open = ctx.begin(NAME, format!("{} {}", damage.how, damage.class));
+    open.kind = format!("{} {}", damage.how, damage.class);
+    open.bites_now();
     // The others go on without it for a time, so that there is something to catch up.
     ctx.wait(length / 2).await;
     let logged = ctx.logged(node).len();
     ctx.cluster.scrub_soon(node, true);
     let started = ctx.cluster.start_node(node).await;
+    let since = Since { logged, pid: ctx.cluster.pid(node) };
     let is_gone = ctx.cluster.checkpoint_is_gone(node, &damage);
     let Chosen { was_well, right, hold, .. } = chosen;
     // Other faults may take it while it heals.
     drop(hold);
     let healed = match healing::refusal(started)? {
         Some(refused) => refused,
-        None => healing::watch(ctx, node).await?,
+        None => healing::watch(ctx, node, since).await?,
     };
-    Case { node, damage, logged, is_gone, pass: 1, was_well, right }.close(ctx, healed, open).await
+    Case { node, damage, since, is_gone, pass: 1, was_well, right }.close(ctx, Some(healed), open).await
 }
 
 /// Damages what a node that runs has on its disk and has read long ago.
@@ -106,10 +112,14 @@ async fn strike_running(ctx: &NemesisContext, dice: &mut StdRng, length: Duratio
     let node = chosen.node;
     // Restarted, because its scrub is to be a fast one: what it has in its tables it has read again by then.
     ctx.cluster.scrub_soon(node, true);
+    let restart = ctx.begin(NAME, RESTART);
     ctx.cluster.kill(node).await?;
     ctx.back(node, "a kill").await;
+    restart.end_seen(false, format!("node {node} was killed so that its scrub is a fast one"));
     ctx.wait(length).await;
-    let logged = ctx.logged(node).len();
+    // It was away since it was chosen.
+    let was_well = is_well(ctx).await;
+    let since = Since { logged: ctx.logged(node).len(), pid: ctx.cluster.pid(node) };
     let passes = ctx.cluster.scrub_passes(node).await.map_or(0, |(_, states)| states);
     let Some(damage) = ctx.cluster.damage_running(node, dice)? else {
         ctx.cluster.damage_is_healed(node);
@@ -118,11 +128,10 @@ async fn strike_running(ctx: &NemesisContext, dice: &mut StdRng, length: Duratio
         return Ok(());
     };
     let open = ctx.begin(NAME, format!("{} {} while it runs", damage.how, damage.class));
-    let Chosen { was_well, right, hold, .. } = chosen;
+    let Chosen { right, hold, .. } = chosen;
     drop(hold);
-    // It is whole as long as it has not noticed. The first pass that ends may have begun before.
-    let healed = Healed::Itself(Duration::ZERO);
-    Case { node, damage, logged, is_gone: false, pass: passes + 2, was_well, right }.close(ctx, healed, open).await
+    // The first pass that ends may have begun before.
+    Case { node, damage, since, is_gone: false, pass: passes + 2, was_well, right }.close(ctx, None, open).await
 }
 
 /// A node that may be damaged.
@@ -156,7 +165,7 @@ impl Chosen {
 struct Case {
     node: usize,
     damage: Damage,
-    logged: usize,
+    since: Since,
     is_gone: bool,
     /// Once the scrub has ended so many passes over the states it has read everything.
     pass: u64,
@@ -165,24 +174,23 @@ struct Case {
 }
 
 impl Case {
-    /// Hears what the node says, judges it, makes the node whole if it is not, and ends the fault.
-    async fn close(self, ctx: &NemesisContext, healed: Healed, open: Open<'_>) -> Result<()> {
+    /// Hears what the node says, judges it, makes the node whole if it is not, and ends the fault. `started`: what became
+    /// of it when it was started on its damage, if it was.
+    async fn close(self, ctx: &NemesisContext, started: Option<Healed>, open: Open<'_>) -> Result<()> {
         let (node, damage) = (self.node, &self.damage);
         let what = format!("node {node}: {} of {} ({})", damage.how, damage.path.display(), damage.detail);
-        let (healed, silence) = match healed {
-            Healed::Itself(took) if self.is_to_be_scrubbed(ctx) => match self.scrubbed(ctx).await {
-                Scrubbed::Noticed => (healing::watch(ctx, node).await?, Silence::Excused("")),
-                Scrubbed::Silent(silence) => (Healed::Itself(took), silence),
-            },
-            healed => (healed, Silence::Excused("")),
-        };
-        let log = ctx.logged(node);
-        let (noticed, line) = seen(log.get(self.logged..).unwrap_or_default(), &healed, self.is_gone);
+        let (healed, silence) = self.heard(ctx, started).await?;
+        let log = self.since.log(ctx, node);
+        let (noticed, line) = seen(damage, &log, &healed, self.is_gone);
         let judgement = judge(damage, noticed, &healed, silence);
         if let Some(why) = judgement.violation {
             ctx.report.violation(format!("{NAME}: {what}: {why}"));
         }
+        if noticed == Noticed::Nothing && silence == Silence::Slow {
+            ctx.report.void(format!("{NAME}: {what}: {SLOW}"));
+        }
         let line = match silence {
+            Silence::Slow if noticed == Noticed::Nothing => format!("{line}: {SLOW}"),
             Silence::Excused(why) if noticed == Noticed::Nothing && !why.is_empty() => format!("{line}: {why}"),
             _ => line.to_owned(),
         };
@@ -196,24 +204,43 @@ impl Case {
     }
 
     fn noticed(&self, ctx: &NemesisContext) -> Noticed {
-        Noticed::in_log(ctx.logged(self.node).get(self.logged..).unwrap_or_default()).0
+        Noticed::of(&self.damage, &self.since.log(ctx, self.node)).0
     }
 
-    /// Whether a scrub may still find what the node has not spoken of.
-    fn is_to_be_scrubbed(&self, ctx: &NemesisContext) -> bool {
-        let may_be_read = self.damage.is_of_table() || self.damage.notice == Notice::AtScrub;
-        may_be_read && !self.is_gone && self.noticed(ctx) == Noticed::Nothing
+    /// What becomes of it until it is whole, or until its scrub has read everything in silence.
+    async fn heard(&self, ctx: &NemesisContext, started: Option<Healed>) -> Result<(Healed, Silence)> {
+        let may_be_read = (self.damage.is_of_table() || self.damage.notice == Notice::AtScrub) && !self.is_gone;
+        match next(started, self.noticed(ctx), may_be_read) {
+            Next::Done(healed) => return Ok((healed, Silence::Excused(""))),
+            Next::Watch => {}
+            Next::Scrub(took) => {
+                if let Scrubbed::Silent(silence) = self.scrubbed(ctx).await {
+                    return Ok((Healed::Itself(took), silence));
+                }
+            }
+        }
+        Ok((healing::watch(ctx, self.node, self.since).await?, Silence::Excused("")))
+    }
+
+    /// Whether anything but the damage may keep its scrub from what it does.
+    fn is_hindered(&self, ctx: &NemesisContext) -> bool {
+        let cluster = &ctx.cluster;
+        cluster.marks().others(&[Mark::Damage])
+            || !self.since.is_same_process(cluster, self.node)
+            || cluster.members().into_iter().any(|node| !cluster.is_running(node))
     }
 
     /// Waits until the node has noticed, or until its scrub has read everything.
     async fn scrubbed(&self, ctx: &NemesisContext) -> Scrubbed {
         let begun = Instant::now();
+        let mut course = Course { hindered: !ctx.cluster.can_scrub_soon(), ..Course::default() };
         while ctx.wait(Duration::from_millis(250)).await {
             if self.noticed(ctx) != Noticed::Nothing || !ctx.cluster.is_running(self.node) {
                 return Scrubbed::Noticed;
             }
-            let passes = ctx.cluster.scrub_passes(self.node).await;
-            if passes.is_ok_and(|(logs, states)| logs.min(states) >= self.pass) {
+            let passes = ctx.cluster.scrub_passes(self.node).await.ok();
+            course.saw(passes, self.is_hindered(ctx));
+            if passes.is_some_and(|(logs, states)| logs.min(states) >= self.pass) {
                 // It may have spoken between our look and its end.
                 return match (self.noticed(ctx), ctx.cluster.is_void(self.node, &self.damage)) {
                     (Noticed::Nothing, Some(why)) => Scrubbed::Silent(Silence::Excused(why)),
@@ -222,10 +249,62 @@ impl Case {
                 };
             }
             if begun.elapsed() > SCRUBBED {
-                return Scrubbed::Silent(Silence::Excused("no pass of its scrub was over in time"));
+                return Scrubbed::Silent(course.end());
             }
         }
         Scrubbed::Silent(Silence::Excused("the faults were to end before its scrub did"))
+    }
+}
+
+/// What is to be done with a node of which something was heard.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// Nothing: that became of it.
+    Done(Healed),
+    /// It is whole, after so long, but for what its scrub may find.
+    Scrub(Duration),
+    /// It has noticed damage, perhaps after it was seen to be whole: whether it heals is to be seen.
+    Watch,
+}
+
+/// `started`: what became of it at its start, if that was on its damage; one that ran was whole until it noticed.
+fn next(started: Option<Healed>, noticed: Noticed, may_be_read: bool) -> Next {
+    match (started, noticed) {
+        (Some(Healed::Itself(took)), Noticed::Nothing) if may_be_read => Next::Scrub(took),
+        (None, Noticed::Nothing) if may_be_read => Next::Scrub(Duration::ZERO),
+        (None, _) | (Some(Healed::Itself(_)), Noticed::Quarantine) => Next::Watch,
+        (Some(healed), _) => Next::Done(healed),
+    }
+}
+
+/// How a scrub went on while it was waited for.
+#[derive(Debug, Default)]
+struct Course {
+    hindered: bool,
+    /// The passes over the logs and over the states that were over at first and at last.
+    first: Option<(u64, u64)>,
+    last: Option<(u64, u64)>,
+    was_unheard: bool,
+}
+
+impl Course {
+    fn saw(&mut self, passes: Option<(u64, u64)>, hindered: bool) {
+        self.hindered |= hindered;
+        self.was_unheard |= passes.is_none();
+        self.first = self.first.or(passes);
+        self.last = passes.or(self.last);
+    }
+
+    /// What it is worth that the scrub has not read everything in time.
+    fn end(&self) -> Silence {
+        if self.hindered {
+            Silence::Excused("no pass of its scrub was over in time")
+        } else if self.first == self.last && !self.was_unheard {
+            Silence::Hung
+        } else {
+            // There may be more to read than that time is enough for.
+            Silence::Slow
+        }
     }
 }
 
@@ -241,9 +320,15 @@ enum Scrubbed {
 enum Silence {
     /// Its scrub has read everything, and what was hurt is still there.
     Scrubbed,
+    /// Its scrub did not end one pass over anything, though nothing hindered it.
+    Hung,
+    /// Its scrub went on, and had not read everything in time, though nothing hindered it.
+    Slow,
     /// It was not, or what was hurt is gone: why.
     Excused(&'static str),
 }
+
+const SLOW: &str = "its scrub had not read everything in time, though nothing hindered it";
 
 /// Whether the cluster is well, so that nothing of an earlier fault can be in the way of the others when one node goes.
 async fn is_well(ctx: &NemesisContext) -> bool {
@@ -254,8 +339,8 @@ async fn is_well(ctx: &NemesisContext) -> bool {
 }
 
 /// What the node noticed, and the line of its log that says so.
-fn seen<'a>(log: &'a str, healed: &'a Healed, is_gone: bool) -> (Noticed, &'a str) {
-    match (healed, Noticed::in_log(log)) {
+fn seen<'a>(damage: &Damage, log: &'a str, healed: &'a Healed, is_gone: bool) -> (Noticed, &'a str) {
+    match (healed, Noticed::of(damage, log)) {
         (Healed::Refused(refusal), _) => (Noticed::Refused, refusal),
         (_, (Noticed::Nothing, _)) if is_gone => (Noticed::Dropped, "the checkpoint is gone"),
         (_, (noticed, line)) => (noticed, line.unwrap_or("it said nothing about damage")),
@@ -284,6 +369,9 @@ fn judge(damage: &Damage, noticed: Noticed, healed: &Healed, silence: Silence) -
         }
         (Noticed::Nothing, Healed::Itself(_)) if (damage.notice, silence) == (Notice::AtScrub, Silence::Scrubbed) => {
             Some("the node's scrub has read everything, and says nothing".into())
+        }
+        (Noticed::Nothing, Healed::Itself(_)) if silence == Silence::Hung => {
+            Some(format!("the node's scrub has not ended one pass in {SCRUBBED:?}"))
         }
         (_, Healed::Late(why)) => Some(format!("the node is not whole within {SELF_HEALED:?}: {why}")),
         _ => None,
@@ -417,8 +505,41 @@ mod tests {
         assert_eq!(outcome("checkpoint", Noticed::Dropped, &SOON), (true, false));
         assert_eq!(outcome("checkpoint", Noticed::Nothing, &SOON), (false, false));
         assert!(outcome("checkpoint", Noticed::Quarantine, &SOON).1);
-        assert_eq!(seen("", &SOON, true).0, Noticed::Dropped, "it and its marker are gone");
-        assert_eq!(seen("", &SOON, false).0, Noticed::Nothing);
+        let of_one = Damage::example("checkpoint", Notice::Perhaps);
+        assert_eq!(seen(&of_one, "", &SOON, true).0, Noticed::Dropped, "it and its marker are gone");
+        assert_eq!(seen(&of_one, "", &SOON, false).0, Noticed::Nothing);
+        let log = "WARN a checkpoint is damaged; it is dropped and another is made";
+        assert_eq!(seen(&of_one, log, &SOON, false).0, Noticed::Dropped);
+        assert_eq!(seen(&Damage::example("state-sst", Notice::AtScrub), log, &SOON, false).0, Noticed::Nothing);
+    }
+
+    #[test]
+    fn one_that_notices_is_whole_only_when_that_was_seen() {
+        assert_eq!(next(None, Noticed::Quarantine, true), Next::Watch, "it may have noticed before anybody looked");
+        assert_eq!(next(Some(SOON), Noticed::Quarantine, true), Next::Watch, "or after it was seen to be whole");
+        assert_eq!(next(None, Noticed::Repaired, true), Next::Watch);
+        assert_eq!(next(None, Noticed::Nothing, true), Next::Scrub(Duration::ZERO));
+        assert_eq!(next(Some(SOON), Noticed::Nothing, true), Next::Scrub(Duration::from_secs(5)));
+        assert_eq!(next(Some(SOON), Noticed::Nothing, false), Next::Done(SOON));
+        assert_eq!(next(Some(SOON), Noticed::Repaired, true), Next::Done(SOON));
+        assert_eq!(next(Some(Healed::Unknown), Noticed::Quarantine, true), Next::Done(Healed::Unknown));
+    }
+
+    #[test]
+    fn a_scrub_that_hangs_is_told() {
+        let course = |seen: &[(Option<(u64, u64)>, bool)]| {
+            let mut course = Course::default();
+            seen.iter().for_each(|(passes, hindered)| course.saw(*passes, *hindered));
+            course.end()
+        };
+        assert_eq!(course(&[(Some((4, 1)), false), (Some((4, 1)), false)]), Silence::Hung);
+        assert_eq!(course(&[(Some((4, 1)), false), (Some((9, 1)), false)]), Silence::Slow);
+        assert_eq!(course(&[(None, false), (Some((4, 1)), false)]), Silence::Slow, "it may have gone on unseen");
+        assert!(matches!(course(&[(Some((4, 1)), true), (Some((4, 1)), false)]), Silence::Excused(_)));
+        let rows = Damage::example("state-sst", Notice::AtScrub);
+        assert_eq!(outcome_after(&rows, Noticed::Nothing, &SOON, Silence::Hung), (false, true));
+        assert_eq!(outcome_after(&rows, Noticed::Quarantine, &SOON, Silence::Hung), (true, false));
+        assert_eq!(outcome_after(&rows, Noticed::Nothing, &SOON, Silence::Slow), (false, false), "but void");
     }
 
     #[test]

@@ -66,12 +66,13 @@ impl Strike for DiskFault {
 
 /// The n-th fsync of each thread fails. A node must not live on after that: it cannot know what is on its disk.
 async fn fsync_error(ctx: &NemesisContext, dice: &mut StdRng, node: usize, length: Duration) -> Result<()> {
-    let open = ctx.begin("fsync-error", "fsync-error");
+    let mut open = ctx.begin("fsync-error", "fsync-error");
     let nth = dice.random_range(1..=3);
     if let Err(error) = ctx.cluster.attach(node, &format!("error=EIO:when={nth}")).await {
         open.end_seen(false, format!("node {node}: {error:#}"));
         return Ok(());
     }
+    open.bites_now();
     let end = Instant::now() + SYNCS;
     while ctx.cluster.syncs_hit(node) == 0 && ctx.cluster.is_running(node) && Instant::now() < end {
         if !ctx.wait(Duration::from_millis(50)).await {
@@ -98,12 +99,13 @@ async fn fsync_error(ctx: &NemesisContext, dice: &mut StdRng, node: usize, lengt
 }
 
 async fn slow_fsync(ctx: &NemesisContext, dice: &mut StdRng, node: usize, length: Duration) -> Result<()> {
-    let open = ctx.begin("slow-fsync", "slow-fsync");
+    let mut open = ctx.begin("slow-fsync", "slow-fsync");
     let ms = dice.random_range(5..=200);
     if let Err(error) = ctx.cluster.attach(node, &format!("delay_enter={}", ms * 1000)).await {
         open.end_seen(false, format!("node {node}: {error:#}"));
         return Ok(());
     }
+    open.bites_now();
     ctx.wait(length).await;
     let hit = ctx.cluster.syncs_hit(node);
     ctx.cluster.detach(node).await?;
@@ -112,8 +114,10 @@ async fn slow_fsync(ctx: &NemesisContext, dice: &mut StdRng, node: usize, length
 }
 
 async fn stalled(ctx: &NemesisContext, node: usize, length: Duration) -> Result<()> {
-    let open = ctx.begin("stalled-disk", "stalled-disk");
+    let mut open = ctx.begin("stalled-disk", "stalled-disk");
+    // What is in memory is written out before it is frozen, and the node goes on until then.
     let frozen = ctx.cluster.freeze(node).await?;
+    open.bites_now();
     ctx.wait(length).await;
     let waits = ctx.cluster.thread_states(node).iter().filter(|state| **state == 'D').count();
     ctx.cluster.thaw(node).await?;
@@ -128,11 +132,15 @@ async fn stalled(ctx: &NemesisContext, node: usize, length: Duration) -> Result<
 
 /// Keeps the disk full, whatever becomes free, until the time is over. A node may end over it; it must come back.
 async fn full(ctx: &NemesisContext, node: usize, length: Duration) -> Result<()> {
-    let open = ctx.begin("disk-full", "disk-full");
+    let mut open = ctx.begin("disk-full", "disk-full");
     let end = Instant::now() + length;
     let mut was_full = false;
     loop {
-        was_full |= ctx.cluster.fill_disk(node).await?;
+        let is_full = ctx.cluster.fill_disk(node).await?;
+        if is_full && !was_full {
+            open.bites_now();
+        }
+        was_full |= is_full;
         if Instant::now() >= end || !ctx.wait(Duration::from_millis(200)).await {
             break;
         }

@@ -8,7 +8,7 @@ use anyhow::Result;
 use tokio::time::Instant;
 
 use super::NemesisContext;
-use crate::cluster::{Cluster, Mark, is_of_nodes};
+use crate::cluster::{Cluster, Damage, Mark, Notice, is_of_nodes};
 
 /// How soon a damaged node must be whole by itself, if no other fault hinders it.
 pub(super) const SELF_HEALED: Duration = Duration::from_secs(60);
@@ -77,13 +77,32 @@ impl fmt::Display for Noticed {
 impl Noticed {
     /// What a log says, and the line that says so.
     pub(super) fn in_log(log: &str) -> (Noticed, Option<&str>) {
+        Noticed::among(log, |_| true)
+    }
+
+    /// What a log says of some damage, and the line that says so.
+    pub(super) fn of<'a>(damage: &Damage, log: &'a str) -> (Noticed, Option<&'a str>) {
+        Noticed::among(log, |noticed| noticed.is_about(damage))
+    }
+
+    /// Whether it can be said of such damage. A checkpoint that is dropped leaves its state as damaged as it is, where
+    /// they have a table in common; and rows that must be read are found only by who reads them.
+    fn is_about(self, damage: &Damage) -> bool {
+        match self {
+            Noticed::Dropped => damage.class == "checkpoint",
+            Noticed::Log => damage.notice != Notice::AtScrub,
+            Noticed::Quarantine | Noticed::Repaired | Noticed::Refused | Noticed::Nothing => true,
+        }
+    }
+
+    fn among(log: &str, counts: impl Fn(Noticed) -> bool) -> (Noticed, Option<&str>) {
         let kinds: [(Noticed, &[&str]); 4] = [
             (Noticed::Quarantine, &QUARANTINE),
             (Noticed::Log, &GONE),
             (Noticed::Dropped, &DROPPED),
             (Noticed::Repaired, &REPAIRED),
         ];
-        for (noticed, sentences) in kinds {
+        for (noticed, sentences) in kinds.into_iter().filter(|(noticed, _)| counts(*noticed)) {
             let says = |line: &&str| sentences.iter().any(|sentence| line.contains(sentence));
             if let Some(line) = log.lines().find(says) {
                 return (noticed, Some(line));
@@ -124,11 +143,31 @@ pub(super) enum Healed {
     Unknown,
 }
 
-/// Watches a node that has just been started. One that ends by itself is started again, as its supervisor would do it.
+/// From where on the log of a node tells what it makes of its damage, and in which process that began.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Since {
+    pub(super) logged: usize,
+    pub(super) pid: Option<u32>,
+}
+
+impl Since {
+    /// What the node has logged since.
+    pub(super) fn log(self, ctx: &NemesisContext, node: usize) -> String {
+        ctx.logged(node).get(self.logged..).unwrap_or_default().to_owned()
+    }
+
+    /// Whether the process still runs in which it began: what it counts is then all that it has noticed.
+    pub(super) fn is_same_process(self, cluster: &Cluster, node: usize) -> bool {
+        self.pid.is_some() && cluster.pid(node) == self.pid
+    }
+}
+
+/// Watches a node that has just been started, or that has just noticed damage. One that ends by itself is started again,
+/// as its supervisor would do it.
 ///
 /// # Errors
 /// If the harness cannot start it.
-pub(super) async fn watch(ctx: &NemesisContext, node: usize) -> Result<Healed> {
+pub(super) async fn watch(ctx: &NemesisContext, node: usize, since: Since) -> Result<Healed> {
     let begun = Instant::now();
     let hindered = AtomicBool::new(false);
     let mut why = String::new();
@@ -139,7 +178,7 @@ pub(super) async fn watch(ctx: &NemesisContext, node: usize) -> Result<Healed> {
             return Ok(if hindered.load(Ordering::Relaxed) { Healed::Hindered(why) } else { Healed::Late(why) });
         }
         tokio::select! {
-            whole = whole(ctx, node, left) => match whole {
+            whole = whole(ctx, node, since, left) => match whole {
                 Ok(()) => return Ok(Healed::Itself(begun.elapsed())),
                 Err(wrong) => why = wrong,
             },
@@ -151,7 +190,7 @@ pub(super) async fn watch(ctx: &NemesisContext, node: usize) -> Result<Healed> {
 
 /// Waits until the cluster is well, and the node says that it has put others in the place of the replicas it had to
 /// give up.
-async fn whole(ctx: &NemesisContext, node: usize, limit: Duration) -> Result<(), String> {
+async fn whole(ctx: &NemesisContext, node: usize, since: Since, limit: Duration) -> Result<(), String> {
     let begun = Instant::now();
     let mut tick = tokio::time::interval(Duration::from_millis(250));
     loop {
@@ -159,13 +198,30 @@ async fn whole(ctx: &NemesisContext, node: usize, limit: Duration) -> Result<(),
         let left = limit.saturating_sub(begun.elapsed());
         ctx.cluster.wait_healthy(left).await.map_err(|error| format!("{error:#}"))?;
         let wrong = match ctx.cluster.replicas_counted(node).await {
-            Ok((quarantined, healed)) if quarantined == 0 || healed > 0 => return Ok(()),
-            Ok((quarantined, _)) => format!("node {node} has quarantined {quarantined} replicas and healed none"),
+            Ok(counted) => {
+                // Only then: what it says before it is counted must not be missed.
+                let said = Noticed::in_log(&since.log(ctx, node)).0;
+                let must_count = said == Noticed::Quarantine && since.is_same_process(&ctx.cluster, node);
+                match lack(counted, must_count) {
+                    None => return Ok(()),
+                    Some(lack) => format!("node {node} {lack}"),
+                }
+            }
             Err(error) => format!("node {node} does not tell its metrics: {error:#}"),
         };
         if begun.elapsed() > limit {
             return Err(wrong);
         }
+    }
+}
+
+/// What is missing by the counts of a node's replicas, those that it took out of service and those in their place.
+/// `must_count`: the same process has said that it took one out of service, which it says a moment before it counts it.
+fn lack((quarantined, healed): (u64, u64), must_count: bool) -> Option<String> {
+    match (quarantined, healed) {
+        (0, _) if must_count => Some("says that a replica is quarantined, and does not count it".into()),
+        (0, _) | (_, 1..) => None,
+        (_, 0) => Some(format!("has quarantined {quarantined} replicas and healed none")),
     }
 }
 
@@ -252,5 +308,29 @@ mod tests {
         assert_eq!(Noticed::in_log(&gone).0, Noticed::Log);
         let torn = "WARN the end of the log was torn by a crash; removing it";
         assert_eq!(Noticed::in_log(torn), (Noticed::Nothing, None), "that is what every crash leaves");
+    }
+
+    #[test]
+    fn what_is_said_of_a_checkpoint_is_not_said_of_a_state() {
+        let log = format!("WARN {} group=1\n", DROPPED[1]);
+        let of = |class, notice, log: &str| Noticed::of(&Damage::example(class, notice), log).0;
+        assert_eq!(of("checkpoint", Notice::Perhaps, &log), Noticed::Dropped);
+        for notice in [Notice::AtScrub, Notice::AtStart, Notice::Perhaps] {
+            assert_eq!(of("state-sst", notice, &log), Noticed::Nothing, "{notice:?}");
+        }
+        let gone = format!("WARN {} group=3\n", GONE[0]);
+        assert_eq!(of("state", Notice::AtStart, &gone), Noticed::Log);
+        assert_eq!(of("state-sst", Notice::AtScrub, &gone), Noticed::Nothing, "its rows are read by a scrub only");
+        let both = format!("{log}{gone}ERROR {} group=1\n", QUARANTINE[1]);
+        assert_eq!(of("state-sst", Notice::AtScrub, &both), Noticed::Quarantine);
+    }
+
+    #[test]
+    fn a_quarantine_that_was_said_must_be_counted_and_healed() {
+        let is_whole = |counted, must_count| lack(counted, must_count).is_none();
+        assert!(is_whole((0, 0), false));
+        assert!(!is_whole((0, 0), true), "it is said a moment before it is counted");
+        assert!(!is_whole((1, 0), true) && !is_whole((1, 0), false));
+        assert!(is_whole((1, 1), true) && is_whole((2, 1), false));
     }
 }

@@ -14,7 +14,7 @@ use rand::seq::SliceRandom;
 
 use super::{Nemesis, NemesisContext, Strike, draw};
 use crate::cluster::{Cut, Mark, Refusal};
-use crate::event::{Injection, MAJORITY, NO_MAJORITY, WAS_WELL};
+use crate::event::{Injection, MAJORITY, Moment, NO_MAJORITY, WAS_WELL};
 
 /// The six directed links of three nodes; bit i of a subset's number is link i.
 const LINKS: [(usize, usize); 6] = [(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)];
@@ -188,18 +188,24 @@ fn words(taken: &BTreeMap<(usize, usize), u64>) -> String {
 }
 
 async fn flap(ctx: &NemesisContext, dice: &mut StdRng, length: Duration, links: &[(usize, usize)]) -> Result<()> {
-    let open = ctx.begin("flapping", "flapping");
+    let mut open = ctx.begin("flapping", "flapping");
     let end = tokio::time::Instant::now() + length;
     let mut total: BTreeMap<(usize, usize), u64> = BTreeMap::new();
     let mut cuts = 0;
     loop {
         let cut = ctx.cluster.cut(links, Refusal::Drop).await?;
+        // From each of these moments on others may lead: how soon writes succeed again is asked from the last one.
+        if cuts == 0 {
+            open.bites_now();
+        }
+        open.note(Moment::Cut);
         cuts += 1;
         let mut on = ctx.wait(draw(&(Duration::from_millis(50)..=Duration::from_millis(800)), dice)).await;
         for (link, packets) in ctx.cluster.packets_taken(&cut).await? {
             *total.entry(link).or_default() += packets;
         }
         ctx.cluster.mend(&cut).await?;
+        open.note(Moment::Mended);
         on = on && ctx.wait(draw(&(Duration::from_millis(50)..=Duration::from_millis(500)), dice)).await;
         if !on || tokio::time::Instant::now() >= end {
             break;

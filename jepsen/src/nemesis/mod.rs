@@ -35,7 +35,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, Healing, Hold, Mark};
-use crate::event::{Fault, Injection, Micros};
+use crate::event::{Fault, Injection, Micros, Moment};
 
 pub(crate) use healing::undue_quarantines;
 pub use schedule::Strike;
@@ -63,6 +63,10 @@ pub trait Report: Send + Sync {
     fn fault(&self, fault: Fault);
     /// The product broke a promise.
     fn violation(&self, sentence: String);
+    /// Nothing is proved: a promise that was to be looked at could not be.
+    fn void(&self, why: String);
+    /// Something changed under a fault that is not over yet.
+    fn moment(&self, nemesis: &str, moment: Moment, time: Micros);
 }
 
 /// How long faults and the calm between them last. Each length is drawn from its range by the seed.
@@ -199,6 +203,18 @@ struct Open<'a> {
 }
 
 impl Open<'_> {
+    /// It bites only now: what was acknowledged while it was made says nothing about it. When it was begun is noted, as
+    /// what is late meanwhile may be late because of it.
+    fn bites_now(&mut self) {
+        self.ctx.report.moment(self.nemesis, Moment::Begun, self.from);
+        self.from = self.ctx.now();
+    }
+
+    /// What changes while it goes on, now.
+    fn note(&self, moment: Moment) {
+        self.ctx.report.moment(self.nemesis, moment, self.ctx.now());
+    }
+
     /// It has ended.
     fn end(mut self, injection: Injection, detail: impl Into<String>) {
         self.tell(injection, detail.into());
@@ -370,7 +386,71 @@ fn one_of<T: Copy>(choices: &[T], dice: &mut StdRng) -> T {
 
 #[cfg(test)]
 mod tests {
+    use parking_lot::Mutex;
+
     use super::*;
+    use crate::event::{Line, Note};
+
+    /// What was told.
+    #[derive(Default)]
+    struct Told {
+        faults: Mutex<Vec<Fault>>,
+        moments: Mutex<Vec<(String, Moment, Micros)>>,
+    }
+
+    impl Report for Told {
+        fn fault(&self, fault: Fault) {
+            self.faults.lock().push(fault);
+        }
+
+        fn violation(&self, _: String) {}
+
+        fn void(&self, _: String) {}
+
+        fn moment(&self, nemesis: &str, moment: Moment, time: Micros) {
+            self.moments.lock().push((nemesis.to_owned(), moment, time));
+        }
+    }
+
+    #[test]
+    fn what_bites_later_than_it_was_begun_is_measured_from_there() {
+        let told = Arc::new(Told::default());
+        let ctx = NemesisContext {
+            cluster: Arc::new(Cluster::of_nobody()),
+            stop: CancellationToken::new(),
+            began: Instant::now(),
+            report: Arc::clone(&told) as Arc<dyn Report>,
+            pace: Pace::default(),
+        };
+        // A moment that no other one is the same as.
+        let tick = || {
+            let before = ctx.now();
+            while ctx.now() == before {
+                std::hint::spin_loop();
+            }
+            ctx.now()
+        };
+        let mut open = ctx.begin("stalled-disk", "stalled-disk");
+        let made = tick();
+        open.bites_now();
+        let bitten = tick();
+        open.note(Moment::Cut);
+        open.end_seen(true, "");
+        let [fault] = &told.faults.lock()[..] else { panic!("one fault") };
+        assert!((made..bitten).contains(&fault.from) && fault.to >= bitten, "{made} {bitten} {fault:?}");
+        let moments = told.moments.lock();
+        let [(_, Moment::Begun, begun), (nemesis, Moment::Cut, cut)] = &moments[..] else { panic!("{moments:?}") };
+        assert!(*begun < made && (bitten..=fault.to).contains(cut), "{moments:?}");
+        assert_eq!(nemesis, "stalled-disk");
+    }
+
+    #[test]
+    fn a_moment_is_a_note_of_a_history() {
+        let note = Note::Moment { nemesis: "flapping".into(), moment: Moment::Mended, time: 5 };
+        let line = serde_json::to_string(&note).expect("it is written");
+        assert_eq!(line, r#"{"note":"moment","nemesis":"flapping","moment":"mended","time":5}"#);
+        assert_eq!(serde_json::from_str::<Line>(&line).expect("it is read"), Line::Note(note));
+    }
 
     #[test]
     fn every_name_makes_a_nemesis_of_that_name() {

@@ -53,12 +53,13 @@ impl Strike for PacketFault {
         };
         let members = ctx.cluster.members();
         let nodes = if dice.random_bool(0.5) { members } else { vec![one_of(&members, dice)] };
-        let open = ctx.begin(self.name, self.name);
+        let mut open = ctx.begin(self.name, self.name);
         if self.wrong == Wrong::Duplicate {
             let part = dice.random_range(0.05..0.5);
             for node in &nodes {
                 ctx.cluster.double(*node, part, dice.random()).await?;
             }
+            open.bites_now();
             ctx.wait(length.max(DOUBLES)).await;
             let doubled: Vec<u64> = nodes.iter().map(|node| ctx.cluster.doubled(*node)).collect();
             for node in &nodes {
@@ -72,6 +73,7 @@ impl Strike for PacketFault {
         for node in &nodes {
             ctx.cluster.disturb(*node, wanted, dice.random()).await?;
         }
+        open.bites_now();
         ctx.wait(length).await;
         let (mut bit, mut details) = (true, Vec::new());
         for node in &nodes {

@@ -46,8 +46,9 @@ impl Strike for PowerCut {
             ctx.skip(self.name, self.name, "the disks are folders");
             return Ok(());
         }
-        let open = ctx.begin(self.name, self.name);
+        let mut open = ctx.begin(self.name, self.name);
         let seen = ctx.cluster.power_cut(&nodes).await?;
+        open.bites_now();
         ctx.wait(length).await;
         // A disk that cannot be mounted is a fault of this machine: it says nothing about the node.
         for mounted in join_all(nodes.iter().map(|node| ctx.cluster.mount_again(*node))).await {

@@ -35,7 +35,7 @@ pub(crate) use report::tests::sample;
 
 use crate::check::{self, Outcome};
 use crate::cluster::{Cluster, ClusterConfig, DiskKind, Healing, is_of_nodes};
-use crate::event::{Asked, Fault, Note, Phase, Stage, Verdict};
+use crate::event::{Asked, Fault, Micros, Moment, Note, Phase, Stage, Verdict};
 use crate::history::{Dialect, History, Recorder};
 use crate::nemesis::{self, NemesisContext, Pace, Report};
 use crate::plot;
@@ -107,14 +107,18 @@ impl Report for Watch {
         tracing::error!(what, "violation");
         self.recorder.note(&Note::Violation { what, time: self.recorder.now() });
     }
-}
 
-impl Watch {
     fn void(&self, why: String) {
         tracing::error!(why, "the run is void");
         self.recorder.note(&Note::Void { why, time: self.recorder.now() });
     }
 
+    fn moment(&self, nemesis: &str, moment: Moment, time: Micros) {
+        self.recorder.note(&Note::Moment { nemesis: nemesis.to_owned(), moment, time });
+    }
+}
+
+impl Watch {
     fn reached(&self, stage: Stage) {
         tracing::info!(?stage, "reached");
         self.recorder.note(&Note::Reached { stage, time: self.recorder.now() });
