@@ -392,7 +392,9 @@ async fn make_whole(
     healed: &Healed,
 ) -> Result<(bool, Option<String>)> {
     match healed {
-        Healed::Itself(_) if noticed == Noticed::Nothing => Ok((undo(ctx, node, damage).await?, None)),
+        Healed::Itself(_) if noticed == Noticed::Nothing || is_left(ctx, node, damage) => {
+            Ok((undo(ctx, node, damage).await?, None))
+        }
         Healed::Itself(_) => Ok((true, None)),
         Healed::Unknown => Ok((false, None)),
         Healed::Late(_) | Healed::Hindered(_) | Healed::Refused(_) => {
@@ -405,7 +407,13 @@ async fn make_whole(
     }
 }
 
-/// Takes damage back that nobody noticed: found later, beside that of another node, it would be more than is promised
+/// Whether others than the replica that was replaced may still meet the damage: the tables of the log are those of all groups,
+/// and a node that goes on with one that is damaged ends as soon as the database rewrites it.
+fn is_left(ctx: &NemesisContext, node: usize, damage: &Damage) -> bool {
+    damage.class == "log-sst" && ctx.cluster.is_void(node, damage).is_none()
+}
+
+/// Takes damage back that nobody noticed, or not all: found later, beside that of another node, it would be more than is promised
 /// to be survived. Only tables keep it; everything else has been read from end to end, or written anew, when the node
 /// started.
 async fn undo(ctx: &NemesisContext, node: usize, damage: &Damage) -> Result<bool> {
