@@ -26,13 +26,13 @@ pub(crate) fn take(engine: &dyn LogEngine, file: Arc<dyn FloorFile>, used_before
         }
         Err(error) => return Err(error.into()),
     };
-    if used_before && found != Found::Whole && logs.is_empty() {
+    if used_before && !found.is_whole() && logs.is_empty() {
         return Err(LogError::Lost);
     }
     let mut lost: Vec<(GroupId, ReplicaId, String)> = Vec::new();
     for group in logs.iter().filter(|group| floor.entry(**group).is_none()) {
         let reason = match &found {
-            Found::Whole => "the floor does not know of its log".to_owned(),
+            Found::Whole(_) => "the floor does not know of its log".to_owned(),
             Found::Nothing => "the floor is gone: nothing says what its log must hold".to_owned(),
             Found::Damaged(how) => format!("the floor is damaged ({how}): nothing says what its log must hold"),
         };
@@ -47,7 +47,7 @@ pub(crate) fn take(engine: &dyn LogEngine, file: Arc<dyn FloorFile>, used_before
         tracing::error!(%group, replica, reason, "a replica is damaged and quarantined");
         floor.quarantine(*group, *replica, reason);
     }
-    if !lost.is_empty() || found != Found::Whole {
+    if !lost.is_empty() || !found.is_whole() {
         // Both slots: one that is damaged must not stay.
         floor.write()?;
         floor.write()?;

@@ -119,10 +119,16 @@ pub(crate) enum FloorChange {
 pub(crate) enum Found {
     /// Nothing was ever written.
     Nothing,
-    /// A whole slot.
-    Whole,
+    /// A whole slot. Says what is wrong with the other one, if anything is.
+    Whole(Option<String>),
     /// Both slots are damaged. Says how.
     Damaged(String),
+}
+
+impl Found {
+    pub(crate) fn is_whole(&self) -> bool {
+        matches!(self, Found::Whole(_))
+    }
 }
 
 /// The floor of a node, in memory and in its file.
@@ -139,24 +145,30 @@ impl Floor {
     pub(crate) fn open(file: Arc<dyn FloorFile>) -> io::Result<(Floor, Found)> {
         let slots = file.read()?.map(|bytes| decode(&bytes));
         let mut floor = Floor { file, entries: BTreeMap::new(), sequence: 0, next: 0 };
-        let (mut found, mut bad) = (Found::Nothing, None);
+        let (mut found, mut bad, mut empty) = (Found::Nothing, None, false);
         for (slot, content) in slots.into_iter().enumerate() {
             match content {
-                Ok(Some((sequence, entries))) if found != Found::Whole || sequence > floor.sequence => {
+                Ok(Some((sequence, entries))) if !found.is_whole() || sequence > floor.sequence => {
                     (floor.sequence, floor.entries, floor.next) = (sequence, entries, 1 - slot);
-                    found = Found::Whole;
+                    found = Found::Whole(None);
                 }
-                Ok(_) => {}
+                Ok(None) => empty = true,
+                Ok(Some(_)) => {}
                 Err(Unreadable::Version(version)) => return Err(newer(version)),
                 Err(Unreadable::Damaged(reason)) => bad = Some(reason),
             }
         }
-        match bad {
-            Some(reason) if found != Found::Whole => found = Found::Damaged(reason),
-            Some(reason) => {
-                tracing::warn!(reason, "one of the two slots of the floor is damaged; the other one is used")
+        if empty && floor.sequence > 1 {
+            // The slots are written in turn: only before the second write may one of them be empty.
+            bad = Some("it was written, and is empty".to_owned());
+        }
+        if let Some(reason) = bad {
+            if found.is_whole() {
+                tracing::warn!(reason, "one of the two slots of the floor is damaged; the other one is used");
+                found = Found::Whole(Some(reason));
+            } else {
+                found = Found::Damaged(reason);
             }
-            None => {}
         }
         Ok((floor, found))
     }
@@ -390,4 +402,35 @@ fn from_proto(entry: proto::FloorEntry) -> (GroupId, FloorEntry) {
         standing,
     };
     (GroupId(entry.group), read)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::MemoryFloor;
+
+    fn found(file: &Arc<dyn FloorFile>) -> Found {
+        Floor::open(file.clone()).expect("it can be read").1
+    }
+
+    /// The chaos suite found it: what is zeroed from end to end looks like what was never written.
+    #[test]
+    fn a_slot_that_was_written_and_is_empty_is_damaged() {
+        let file: Arc<dyn FloorFile> = Arc::new(MemoryFloor::new());
+        let (mut floor, nothing) = Floor::open(file.clone()).expect("it can be read");
+        assert_eq!(nothing, Found::Nothing);
+        floor.write().expect("written");
+        assert_eq!(found(&file), Found::Whole(None), "the other one has not had its turn");
+        for _ in 0..2 {
+            floor.write().expect("written");
+            assert_eq!(found(&file), Found::Whole(None));
+        }
+        for slot in 0..2 {
+            let whole = file.read().expect("it can be read");
+            file.write(slot, &vec![0; whole[slot].len()]).expect("written");
+            assert!(matches!(found(&file), Found::Whole(Some(reason)) if reason.contains("empty")), "slot {slot}");
+            file.write(slot, &whole[slot]).expect("written");
+        }
+        assert_eq!(found(&file), Found::Whole(None));
+    }
 }
