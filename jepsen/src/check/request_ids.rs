@@ -1,7 +1,8 @@
 //! Request ids: a request that is sent again is answered the same, so it took effect once.
 //!
 //! A request that was acknowledged must also be answered again, not refused: a repeat may end for want of a leader or of an
-//! answer, but not for a reason that no further try changes.
+//! answer, but not for a reason that no further try changes. A node that belongs to no cluster knows of no request, and what
+//! it says is no answer of the cluster: a client that is bound to an address meets one where a fresh node has just been started.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +30,11 @@ pub(super) fn judge(spans: &[Span<'_>]) -> Verdict {
             repeats += 1;
             answered += u64::from(span.outcome() == Phase::Ok);
             findings.count(&format!("repeats {:?}", span.outcome()).to_lowercase(), 1);
-            refused.extend(refused_for_good(span).map(|reason| (span, value, reason)));
+            match refused_for_good(span) {
+                Some((ErrorReason::NotInitialized, _)) => findings.count("repeats asked outside of the cluster", 1),
+                Some((_, reason)) => refused.push((span, value, reason)),
+                None => {}
+            }
         }
         let (Phase::Ok, Some(task), Some((_, at))) = (span.outcome(), task, span.ended) else { continue };
         let (first, place) = *answers.entry(value).or_insert((task, at));
@@ -54,8 +59,8 @@ pub(super) fn judge(spans: &[Span<'_>]) -> Verdict {
 }
 
 /// Why a request was refused, if no further try of it could be answered.
-fn refused_for_good<'a>(span: &Span<'a>) -> Option<&'a str> {
+fn refused_for_good<'a>(span: &Span<'a>) -> Option<(ErrorReason, &'a str)> {
     let (event, _) = span.ended.filter(|(event, _)| event.phase == Phase::Fail)?;
     let reason = event.error.as_deref()?;
-    ErrorReason::from_name(reason).filter(|reason| !reason.is_retryable()).map(|_| reason)
+    ErrorReason::from_name(reason).filter(|known| !known.is_retryable()).map(|known| (known, reason))
 }

@@ -23,6 +23,7 @@ mod links;
 mod living;
 mod marks;
 mod members;
+mod outages;
 mod packets;
 mod process;
 mod run;
@@ -48,6 +49,7 @@ pub use disk::DiskKind;
 use doubler::Doubler;
 pub use links::{Cut, Refusal};
 pub use marks::{Hold, Mark, Marks};
+use outages::{Outage, Outages};
 use packets::Disturber;
 pub use packets::{Disturbance, Disturbed};
 pub use process::NodeFailed;
@@ -137,6 +139,8 @@ struct Node {
     damaged: Mutex<bool>,
     /// Whether they ever were.
     ever_damaged: Mutex<bool>,
+    /// When it was kept from its disk.
+    outages: Outages,
     /// Whether it is started so that its scrub has soon read everything.
     scrubs_soon: Mutex<bool>,
     node_id: Mutex<Option<String>>,
@@ -230,6 +234,7 @@ impl Cluster {
             change: Mutex::new(None),
             damaged: Mutex::new(false),
             ever_damaged: Mutex::new(false),
+            outages: Outages::default(),
             scrubs_soon: Mutex::new(false),
             node_id: Mutex::new(None),
             process: Mutex::new(None),
@@ -503,12 +508,14 @@ impl Cluster {
     /// # Errors
     /// If a disk has no power switch.
     pub async fn power_cut(&self, nodes: &[usize]) -> Result<Vec<bool>> {
-        let cut = nodes.iter().map(|node| self.node(*node)).map(|node| {
-            ensure!(node.disk.has_power_switch(), "a folder's power cannot be cut: start the cluster with loop disks");
-            Ok(tokio::task::spawn_blocking(move || node.disk.power_off()))
-        });
-        nodes.iter().for_each(|node| self.may_end(*node));
-        let cut: Vec<_> = cut.collect::<Result<_>>()?;
+        let can_be_cut = nodes.iter().all(|node| self.has_power_switch(*node));
+        ensure!(can_be_cut, "a folder's power cannot be cut: start the cluster with loop disks");
+        for node in nodes {
+            self.may_end(*node);
+            self.begin_outage(*node, Outage::Cut);
+        }
+        let cut = nodes.iter().map(|node| self.node(*node));
+        let cut: Vec<_> = cut.map(|node| tokio::task::spawn_blocking(move || node.disk.power_off())).collect();
         let mut seen = Vec::new();
         for (node, cut) in nodes.iter().zip(cut) {
             seen.push(cut.await?.with_context(|| format!("cutting the power of node {node}"))?);
@@ -527,7 +534,9 @@ impl Cluster {
     pub(crate) async fn mount_again(&self, number: usize) -> Result<()> {
         let node = self.node(number);
         let mounted = tokio::task::spawn_blocking(move || node.disk.power_on()).await?;
-        mounted.with_context(|| format!("switching node {number} on"))
+        mounted.with_context(|| format!("switching node {number} on"))?;
+        self.end_outage(number, Outage::Cut);
+        Ok(())
     }
 
     /// Stalls a node's disk until [`Cluster::thaw`]. True if it was seen to be stalled.
@@ -550,12 +559,14 @@ impl Cluster {
     pub async fn fill_disk(&self, node: usize) -> Result<bool> {
         let place = self.node(node);
         self.may_end(node);
+        self.begin_outage(node, Outage::Full);
         tokio::task::spawn_blocking(move || place.disk.fill()).await?
     }
 
     /// Gives the room back that [`Cluster::fill_disk`] took.
     pub fn free_disk(&self, node: usize) -> Result<()> {
         let freed = self.node(node).disk.free();
+        self.end_outage(node, Outage::Full);
         self.lives_on(node);
         freed
     }

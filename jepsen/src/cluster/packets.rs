@@ -11,7 +11,8 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fs::File;
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -19,7 +20,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 use nfq::{Message, Queue, Verdict};
-use nix::sched::{CloneFlags, setns};
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns, unshare};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -30,6 +32,8 @@ use super::links::CHAIN;
 const QUEUE: u16 = 7;
 /// How finely delays are kept.
 const GRAIN: Duration = Duration::from_millis(1);
+/// The last of the descriptors that every process has.
+const STANDARD_ERROR: RawFd = 2;
 /// Packets that the kernel keeps for us at most; more are lost, as in a router.
 const MOST_QUEUED: u32 = 16_384;
 
@@ -81,11 +85,7 @@ impl Disturber {
         let (ready, is_ready) = std::sync::mpsc::channel();
         let (stopping, counting) = (Arc::clone(&stop), Arc::clone(&counts));
         let thread = std::thread::Builder::new().name("packets".into()).spawn(move || {
-            // Only this thread moves into the namespace; the queue stays there as long as it is open.
-            let queue = File::open(&namespace)
-                .and_then(|file| Ok(setns(file, CloneFlags::CLONE_NEWNET)?))
-                .and_then(|()| open_queue());
-            match queue {
+            match alone_in(&namespace, open_queue) {
                 Ok(queue) => {
                     let _ = ready.send(());
                     disturb(queue, disturbance, seed, &stopping, &counting)
@@ -130,6 +130,34 @@ impl Drop for Disturber {
     fn drop(&mut self) {
         let _ = self.end();
     }
+}
+
+/// Moves this thread, and no other, into the namespace and opens something there, which nobody else ever has.
+///
+/// A netfilter queue is open without CLOEXEC. A node that another thread starts would take it along, and the number would be
+/// bound in the namespace as long as that node lives. So the thread gets a table of descriptors of its own first.
+fn alone_in<T>(namespace: &Path, open: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
+    unshare(CloneFlags::CLONE_FILES)?;
+    close_inherited()?;
+    setns(File::open(namespace)?, CloneFlags::CLONE_NEWNET)?;
+    open()
+}
+
+/// Closes what came along into this thread's own table, but for the standard streams. Else files of a disk would stay in use,
+/// and connections open, that the other threads have closed since. Theirs are not touched.
+fn close_inherited() -> std::io::Result<()> {
+    let named = std::fs::read_dir("/proc/thread-self/fd")?.map(|entry| Ok(entry?.file_name()));
+    // The names alone: entries would keep the folder open.
+    let named = named.collect::<std::io::Result<Vec<_>>>()?;
+    let numbers = named.iter().filter_map(|name| name.to_str()?.parse::<RawFd>().ok());
+    for number in numbers.filter(|number| *number > STANDARD_ERROR) {
+        match nix::unistd::close(number) {
+            // The one with which the folder was read is gone by itself.
+            Ok(()) | Err(Errno::EBADF) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 fn open_queue() -> std::io::Result<Queue> {
@@ -244,5 +272,56 @@ impl Cluster {
     pub(super) fn others(&self, node: usize) -> impl Iterator<Item = std::net::Ipv4Addr> {
         let run = self.run;
         (0..self.size()).filter(move |other| *other != node).map(move |other| run.node_address(other))
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+mod tests {
+    use std::process::Command;
+    use std::sync::mpsc::channel;
+
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+    use super::*;
+
+    /// What has a file open, by the listing of descriptors of a process or a thread.
+    fn has_open(listing: &str, file: &Path) -> bool {
+        listing.contains(file.to_str().unwrap())
+    }
+
+    fn descriptors_of(folder: &str) -> String {
+        let named = std::fs::read_dir(folder).unwrap().flatten();
+        named.filter_map(|entry| Some(format!("{}\n", std::fs::read_link(entry.path()).ok()?.display()))).collect()
+    }
+
+    #[test]
+    fn what_the_thread_opens_is_no_descriptor_of_a_process_that_is_started_meanwhile() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (queue, kept) = (folder.path().join("queue"), folder.path().join("kept"));
+        let _kept = File::create(&kept).unwrap();
+        let (path, (opened, is_opened), (done, is_done)) = (queue.clone(), channel(), channel::<()>());
+        let thread = std::thread::spawn(move || {
+            let like_a_queue = || {
+                let file = File::create(&path)?;
+                fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty()))?;
+                Ok(file)
+            };
+            let file = alone_in(Path::new("/proc/self/ns/net"), like_a_queue).unwrap();
+            opened.send(descriptors_of("/proc/thread-self/fd")).unwrap();
+            is_done.recv().unwrap_err();
+            drop(file);
+        });
+        let own = is_opened.recv().unwrap();
+        let child = Command::new("ls").args(["-l", "/proc/self/fd"]).output().unwrap();
+        assert!(has_open(&own, &queue));
+        assert!(!has_open(&String::from_utf8_lossy(&child.stdout), &queue), "a process took the descriptor along");
+        assert!(!has_open(&own, &kept), "a file would stay in use that others have closed");
+        assert!(has_open(&descriptors_of("/proc/thread-self/fd"), &kept), "and theirs are not closed");
+        drop(done);
+        thread.join().unwrap();
     }
 }

@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
+use super::outages::Outage;
 use super::{Cluster, tool};
 
 const ATTACHED: Duration = Duration::from_secs(10);
@@ -28,11 +29,21 @@ impl Cluster {
     ///
     /// Every system call of the node is slower meanwhile.
     pub async fn attach(&self, node: usize, inject: &str) -> Result<()> {
-        let pid = self.pid(node).with_context(|| format!("node {node} does not run"))?;
-        if inject.starts_with("error=") {
-            // A node ends over a sync that failed; over one that is slow it has no reason to.
-            self.may_end(node);
+        if !inject.starts_with("error=") {
+            return self.trace(node, inject).await;
         }
+        // A node ends over a sync that failed; over one that is slow it has no reason to.
+        self.may_end(node);
+        self.begin_outage(node, Outage::FailedSyncs);
+        let attached = self.trace(node, inject).await;
+        if attached.is_err() {
+            self.end_outage(node, Outage::FailedSyncs);
+        }
+        attached
+    }
+
+    async fn trace(&self, node: usize, inject: &str) -> Result<()> {
+        let pid = self.pid(node).with_context(|| format!("node {node} does not run"))?;
         let output = self.directory_of(node).join("strace");
         let enter = self.enter(node);
         let mut command = Command::new(&enter[0]);
@@ -80,6 +91,7 @@ impl Cluster {
         if tokio::time::timeout(DETACHED, child.wait()).await.is_err() {
             child.kill().await.context("ending strace")?;
         }
+        self.end_outage(node, Outage::FailedSyncs);
         self.lives_on(node);
         Ok(())
     }

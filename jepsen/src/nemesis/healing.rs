@@ -112,22 +112,6 @@ impl Noticed {
     }
 }
 
-/// Of each node that nothing has damaged the first replica that it took out of service all the same: no crash, no cut
-/// and no full disk looks like damage.
-pub(crate) fn undue_quarantines(cluster: &Cluster) -> Vec<String> {
-    let sound = (0..cluster.size()).filter(|node| !cluster.may_be_quarantined(*node));
-    let told = sound.filter_map(|node| {
-        let log = std::fs::read(cluster.log_path(node)).ok()?;
-        match Noticed::in_log(&String::from_utf8_lossy(&log)) {
-            (Noticed::Quarantine, Some(line)) => {
-                Some(format!("quarantine: node {node} gave up a replica that nothing has damaged: {}", line.trim()))
-            }
-            _ => None,
-        }
-    });
-    told.collect()
-}
-
 /// What became of a damaged node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Healed {

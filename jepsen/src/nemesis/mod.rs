@@ -21,6 +21,7 @@ mod packets;
 mod power;
 mod processes;
 mod schedule;
+mod undue;
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -37,9 +38,9 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::{Cluster, Healing, Hold, Mark};
 use crate::event::{Fault, Injection, Micros, Moment};
 
-pub(crate) use healing::undue_quarantines;
 pub use schedule::Strike;
 use schedule::{Chaos, Driven};
+pub(crate) use undue::undue_quarantines;
 
 /// How long a strike waits for what another holds, before it skips.
 const PATIENCE: Duration = Duration::from_secs(3);

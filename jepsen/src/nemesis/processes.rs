@@ -1,5 +1,6 @@
 //! Processes killed, stopped and restarted.
 
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -232,6 +233,18 @@ impl Strike for AtFailpoint {
     }
 }
 
+/// What is wrong with how a node ended that was asked to stop, and what it said last.
+///
+/// A commit of the log that fails ends a node by design, also while it stops: where its disk was taken away meanwhile, it is
+/// excused.
+fn stopped_badly(node: usize, status: ExitStatus, excused: bool, log: &str) -> Option<String> {
+    if status.success() || excused {
+        return None;
+    }
+    let said = log.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("nothing").trim();
+    Some(format!("node {node} ended with {status} when it was asked to stop; it said last: {said}"))
+}
+
 /// Each member in turn is asked to stop and started again, as for an upgrade.
 struct RollingRestart;
 
@@ -264,8 +277,11 @@ impl Strike for RollingRestart {
                 }
             };
             let stopped = begun.elapsed();
-            if let Some(status) = ended.filter(|status| !status.success()) {
-                ctx.report.violation(format!("node {node} ended with {status} when it was asked to stop"));
+            if let Some(what) = ended.and_then(|status| {
+                let excused = ctx.cluster.may_have_ended_over_its_disk(node, begun.into_std());
+                stopped_badly(node, status, excused, &ctx.logged(node))
+            }) {
+                ctx.report.violation(what);
             }
             ctx.back(node, "a planned stop").await;
             let since = if well { WAS_WELL } else { "" };
@@ -277,5 +293,22 @@ impl Strike for RollingRestart {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn only_a_disk_that_was_taken_away_excuses_a_bad_end_of_a_stop() {
+        let (well, aborted) = (ExitStatus::from_raw(0), ExitStatus::from_raw(6));
+        assert_eq!(stopped_badly(1, well, false, "stopped\n"), None);
+        assert_eq!(stopped_badly(1, aborted, true, "a commit failed\n"), None);
+        let told = stopped_badly(1, aborted, false, "stopped\npthread lock: Invalid argument\n\n");
+        let wanted = "node 1 ended with signal: 6 (SIGABRT) when it was asked to stop; it said last: pthread lock: Invalid argument";
+        assert_eq!(told.as_deref(), Some(wanted));
     }
 }

@@ -105,6 +105,10 @@ fn an_acknowledged_request_is_not_refused_when_it_is_repeated() {
     for passing in ["NO_LEADER", "SHUTTING_DOWN", "UNREACHABLE"] {
         passes(&request_ids(&script(passing)));
     }
+    // What belongs to no cluster knows of no request, and does not answer for one.
+    let outside = request_ids(&script("NOT_INITIALIZED"));
+    passes(&outside);
+    assert_eq!(outside.counts["request ids repeats asked outside of the cluster"], 1);
     // One whose first answer is not known may be refused.
     let unknown = Script::new()
         .info(1, 1, 2, Operation::Enqueue { value: 7, task: None })
