@@ -237,7 +237,7 @@ pub(crate) struct Inner {
     hellos: Arc<Hellos>,
     service: PeerService,
     /// Starts and stops of groups, one at a time.
-    changes: tokio::sync::Mutex<()>,
+    changes: Arc<tokio::sync::Mutex<()>>,
     stop: CancellationToken,
     /// Taken by who waits for its end.
     scrub: Mutex<Option<JoinHandle<()>>>,
@@ -314,7 +314,7 @@ impl Groups {
             runtime,
             hellos,
             service,
-            changes: tokio::sync::Mutex::default(),
+            changes: Arc::default(),
             stop: CancellationToken::new(),
             scrub: Mutex::default(),
             _owned: owned,
@@ -406,13 +406,21 @@ impl Groups {
         machine: Box<dyn Machine>,
         config: GroupConfig,
     ) -> Result<Group, OpenError> {
-        let _one_at_a_time = self.inner.changes.lock().await;
+        let one_at_a_time = self.inner.changes.clone().lock_owned().await;
         if self.inner.directory.get(group).is_some() {
             return Err(OpenError::AlreadyStarted { group });
         }
+        if self.inner.stop.is_cancelled() {
+            return Err(OpenError::Unusable { group, reason: "the node is stopping".to_owned() });
+        }
         let inner = self.inner.clone();
-        let started =
-            self.inner.runtime.spawn(async move { start::start(&inner, group, replica, machine, config).await });
+        // Its turn lasts as long as it does, also when nobody waits for it any more: a stop of the node that overtook it would
+        // leave a group behind that has its databases open when the process ends.
+        let started = self.inner.runtime.spawn(async move {
+            let started = start::start(&inner, group, replica, machine, config).await;
+            drop(one_at_a_time);
+            started
+        });
         let running = started.await.map_err(|error| OpenError::Unusable { group, reason: error.to_string() })??;
         Ok(Group::new(running))
     }

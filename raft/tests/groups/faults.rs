@@ -1,11 +1,13 @@
 //! Leaders that die, networks that are cut, replicas that fall behind.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use quorate_raft::{Group, ProposeError, ReadError, Stop};
+use quorate_raft::{Fault, Group, LogPosition, Machine, ProposeError, ReadError, Reply, RowBatch, StateStore, Stop};
+use tokio::sync::oneshot;
 
-use crate::cluster::{Cluster, GROUP, LONG, number, stored_sum};
+use crate::cluster::{Cluster, GROUP, LONG, number, replica, stored_sum};
 
 const NO_PURGE: u64 = 1 << 30;
 
@@ -222,4 +224,52 @@ async fn a_machine_with_a_fault_stops_its_group_and_stores_nothing() {
         assert!(node.groups.group(GROUP).is_some(), "the node goes on and decides what to do");
     }
     assert!(matches!(leader.group.propose(number(1)).await, Err(ProposeError::Stopped)));
+}
+
+/// A machine that takes its time to load, and says when it begins and that it has.
+struct Slow {
+    began: Option<oneshot::Sender<()>>,
+    loaded: Arc<AtomicBool>,
+}
+
+impl Machine for Slow {
+    fn apply(&mut self, _: LogPosition, _: &[u8], _: &mut RowBatch) -> Result<Reply, Fault> {
+        Ok(Reply::new(()))
+    }
+
+    fn applied(&mut self, _: LogPosition) {}
+
+    fn hash(&self) -> u64 {
+        0
+    }
+
+    fn load(&mut self, _: Arc<dyn StateStore>, _: Option<LogPosition>) -> Result<(), Fault> {
+        if let Some(began) = self.began.take() {
+            let _ = began.send(());
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        self.loaded.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+/// The chaos suite found it: a node that was stopped while it started ended by a signal, because what was just being started
+/// had its databases open when the process ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_waits_for_what_is_just_being_started_also_if_nobody_else_does() {
+    let mut cluster = Cluster::start(1, 1, NO_PURGE).await;
+    cluster.kill(1).await;
+    let groups = cluster.open(1).await;
+    let (began, begins) = oneshot::channel();
+    let loaded = Arc::new(AtomicBool::new(false));
+    let machine = Box::new(Slow { began: Some(began), loaded: loaded.clone() });
+    tokio::select! {
+        started = groups.start_group(GROUP, replica(1), machine) => panic!("it is slow: {:?}", started.map(drop)),
+        begun = begins => begun.expect("it loads"),
+    }
+    groups.shutdown().await;
+    assert!(loaded.load(Ordering::SeqCst), "the stop has overtaken the start");
+    assert!(groups.group(GROUP).is_none(), "and nothing is left running");
+    let late = groups.start_group(GROUP, replica(1), Box::new(Slow { began: None, loaded })).await;
+    assert!(late.is_err(), "nothing starts after the stop");
 }
