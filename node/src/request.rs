@@ -13,8 +13,8 @@ use crate::error::Error;
 /// A call whose deadline is farther away ends after so long.
 const LONGEST_CALL: Duration = Duration::from_secs(3_600);
 
-/// How far a client's clock may be ahead of the time that is known here, microseconds. Replies are forgotten in the order in which their ids
-/// were minted, at last: many ids from the future would take the place of everybody else's.
+/// How far a client's clock may be ahead of the time that is known here, microseconds. Replies are forgotten in the order in
+/// which their ids were minted, at last: many ids from the future would take the place of everybody else's.
 const AHEAD_US: u64 = 3_600_000_000;
 
 /// The request id of a call; one that names none gets a new one, so that what this node sends twice takes effect once.

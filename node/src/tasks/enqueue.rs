@@ -103,10 +103,11 @@ fn accept(tasks: &Arc<Tasks>, calls: Vec<v1::EnqueueCall>) -> (Vec<BoxFuture<'st
     let mut proposals = Vec::new();
     let (mut seqs, mut operations, mut bytes) = (Vec::new(), Vec::new(), 0);
     let too_many = limits::check_size("calls", calls.len(), limits::FRAME_ITEMS).err().map(Error::from);
+    let now_us = tasks.context.now_us();
     for call in calls {
         let request = call.request.unwrap_or_default();
         let size: usize = request.tasks.iter().map(|task| TASK_BYTES + task.payload.len()).sum();
-        match too_many.clone().map_or_else(|| operation(&request, tasks.context.now_us()), Err) {
+        match too_many.clone().map_or_else(|| operation(&request, now_us), Err) {
             Ok(operation) => {
                 // What goes into an entry of its own does not hold up the rest.
                 if bytes + size > ENTRY_BYTES && !operations.is_empty() {
