@@ -1,12 +1,16 @@
 //! The command line: what is parsed, and which noun gets it.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::output::Format;
 use crate::{bench, cluster, collection, demo, exit, memory, node, task};
+
+/// How long what still runs when the command is done is waited for.
+const END: Duration = Duration::from_secs(60);
 
 /// Shared memory and task scheduler for fleets of AI agents.
 #[derive(Parser)]
@@ -68,8 +72,9 @@ pub fn main() -> ExitCode {
         Err(error) => return exit::report(&error.into()),
     };
     let outcome = runtime.block_on(run(arguments));
-    // A read of standard input may still block a thread; the process must not wait for it.
-    runtime.shutdown_background();
+    // What a node leaves behind closes its databases as it goes. A process that ended beside that would take from RocksDB what
+    // it closes them with, and be aborted.
+    runtime.shutdown_timeout(END);
     outcome.unwrap_or_else(|error| exit::report(&error))
 }
 

@@ -21,7 +21,8 @@ pub(crate) trait Work: Send + Sync {
     fn rested(self: Arc<Self>);
 }
 
-/// A bounded pool of low-priority threads that build segments. Clones share the threads; they end after the last clone.
+/// A bounded pool of low-priority threads that build segments. Clones share the threads; the last clone, when it is
+/// dropped, waits until they have ended: what they still build is cut off if its index is gone, and finished if it is not.
 #[derive(Clone)]
 pub struct Builder {
     pool: Arc<Pool>,
@@ -29,6 +30,7 @@ pub struct Builder {
 
 struct Pool {
     queue: Queue,
+    threads: Vec<thread::JoinHandle<()>>,
 }
 
 /// The way to the builders for an index's inner part: it keeps no thread alive.
@@ -57,15 +59,15 @@ impl Builder {
     pub fn new(threads: usize) -> Builder {
         let threads = threads.min(256);
         let shared = Arc::new(Shared { state: Mutex::new(State::default()), wake: Condvar::new() });
-        let mut started = 0;
+        let mut started = Vec::new();
         for number in 0..threads {
             let mine = Arc::clone(&shared);
             match thread::Builder::new().name(format!("index-build-{number}")).spawn(move || mine.serve(threads)) {
-                Ok(_) => started += 1,
+                Ok(thread) => started.push(thread),
                 Err(error) => warn!(%error, "a build thread did not start; fewer will do"),
             }
         }
-        Builder { pool: Arc::new(Pool { queue: Queue { shared, threads: started } }) }
+        Builder { pool: Arc::new(Pool { queue: Queue { shared, threads: started.len() }, threads: started }) }
     }
 
     pub(crate) fn queue(&self) -> Queue {
@@ -102,6 +104,12 @@ impl Drop for Pool {
         drop(state);
         drop(left);
         shared.wake.notify_all();
+        for thread in self.threads.drain(..) {
+            // The last owner may be a piece of work on one of these very threads: it cannot wait for itself.
+            if thread.thread().id() != thread::current().id() && thread.join().is_err() {
+                tracing::error!("a build thread ended by a panic");
+            }
+        }
     }
 }
 
@@ -164,5 +172,50 @@ fn lower_priority() {
     let result = unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, NICENESS) };
     if result != 0 {
         warn!("the build threads keep the normal priority: the system refused to lower it");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc;
+
+    use super::*;
+
+    struct Long {
+        begun: mpsc::SyncSender<()>,
+        go_on: Mutex<mpsc::Receiver<()>>,
+        done: AtomicBool,
+    }
+
+    impl Work for Long {
+        fn run(self: Arc<Self>, _: usize) {
+            self.begun.send(()).expect("it is waited for");
+            self.go_on.lock().recv().expect("it is told");
+            self.done.store(true, Ordering::SeqCst);
+        }
+
+        fn rest_due(&self) -> Instant {
+            unreachable!("it is not watched")
+        }
+
+        fn rested(self: Arc<Self>) {}
+    }
+
+    #[test]
+    fn the_threads_end_before_their_last_owner_does() {
+        let builder = Builder::new(1);
+        let (begun, begins) = mpsc::sync_channel(1);
+        let (tell, go_on) = mpsc::channel();
+        let work = Arc::new(Long { begun, go_on: Mutex::new(go_on), done: AtomicBool::new(false) });
+        builder.queue().push(work.clone());
+        begins.recv().expect("it begins");
+        let owner = builder.clone();
+        drop(builder);
+        let dropping = thread::spawn(move || drop(owner));
+        assert!(!work.done.load(Ordering::SeqCst));
+        tell.send(()).expect("it waits");
+        dropping.join().expect("it ends");
+        assert!(work.done.load(Ordering::SeqCst));
     }
 }

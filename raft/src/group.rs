@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::apply::{Adapter, Applied};
 use crate::blocking::Blocking;
 use crate::checkpoints::Checkpoints;
+use crate::followers::Followers;
 use crate::health::{Health, Stop};
 use crate::ids::{GroupId, LogPosition, ReplicaId};
 use crate::log::{GroupLogReader, LogStore};
@@ -167,6 +168,10 @@ pub(crate) struct Running {
     pub(crate) reads: mpsc::UnboundedSender<Read>,
     /// A read waits for the next heartbeat.
     pub(crate) hurry: Arc<AtomicBool>,
+    /// Who follows it while it leads.
+    pub(crate) followers: Arc<Followers>,
+    /// Until then it votes for nobody and does not campaign: it may have answered another leader in its last life.
+    pub(crate) rests_until: Option<Instant>,
     /// What has arrived of a snapshot.
     pub(crate) receiving: tokio::sync::Mutex<Option<Receiving>>,
     /// What is noticed of its disk.
@@ -187,6 +192,42 @@ impl Running {
     /// Whether this replica is the leader, as openraft sees it now.
     pub(crate) fn leads(&self) -> bool {
         self.raft.is_leader()
+    }
+
+    /// The term in which it leads, if a majority follows by what was sent when `counts` says.
+    fn followed(&self, counts: impl Fn(Instant) -> bool) -> Option<u64> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let (term, membership) = (metrics.current_term, metrics.membership_config.membership());
+        let followed = metrics.state.is_leader() && self.followers.are_majority(self.replica, term, membership, counts);
+        followed.then_some(term)
+    }
+
+    /// Whether it still keeps what it may have promised to another leader before it was restarted.
+    pub(crate) fn rests(&self) -> bool {
+        self.rests_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// The term in which it leads, as openraft sees it now.
+    pub(crate) fn leads_in(&self) -> Option<u64> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.state.is_leader().then_some(metrics.current_term)
+    }
+
+    /// Waits until a majority has answered, as followers of `term`, what was sent since `asked`. False if it does not come to
+    /// that.
+    pub(crate) async fn is_followed_since(&self, term: u64, asked: Instant) -> bool {
+        let end = Instant::now() + 2 * self.timers.lease();
+        while self.leads_in() == Some(term) && Instant::now() < end {
+            let news = self.followers.news();
+            if self.followed(|sent| sent >= asked) == Some(term) {
+                return true;
+            }
+            // The end of the leadership is no news of followers.
+            let _ = tokio::time::timeout(Duration::from_millis(self.timers.heartbeat_ms), news).await;
+        }
+        false
     }
 
     pub(crate) fn view(&self) -> GroupView {
@@ -437,12 +478,9 @@ impl Group {
 
     /// Whether this replica leads and a quorum has acknowledged it within the lease.
     pub fn lease_valid(&self) -> bool {
-        let metrics = self.running.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let lease = Duration::from_millis(self.running.timers.election_max_ms);
-        let alone = metrics.membership_config.membership().voter_ids().eq([self.running.replica]);
-        let acked = metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() < lease);
-        metrics.state.is_leader() && (alone || acked)
+        let lease = self.running.timers.lease();
+        let term = self.running.followed(|sent| sent.elapsed() < lease);
+        term.is_some_and(|term| !self.running.followers.is_forfeited(term))
     }
 
     /// A position such that a replica that has applied it sees everything acknowledged before this call. The leader
@@ -577,6 +615,8 @@ impl Group {
             return Ok(());
         }
         let mut leadership = self.leadership();
+        // The successor is elected while the others still owe this one their votes.
+        let _handing_over = self.running.followers.forfeit(view.term);
         self.running.raft.trigger().transfer_leader(to).await.map_err(|_| MembershipError::Stopped)?;
         let here = self.running.replica;
         let patience = Duration::from_millis(4 * self.running.timers.election_max_ms);

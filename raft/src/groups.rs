@@ -33,6 +33,9 @@ use crate::start;
 use crate::timers::Timers;
 use crate::transport::{BoxIo, Connector, Hellos, Links, Peer, PeerHandler, PeerService, prepare, serve_peers};
 
+/// How long the end of Raft's threads is waited for; all their work is bounded.
+const RUNTIME_END: Duration = Duration::from_secs(60);
+
 /// What a node says about itself and how its groups are to behave.
 #[derive(Debug, Clone)]
 pub struct GroupsConfig {
@@ -241,7 +244,7 @@ pub(crate) struct Inner {
     stop: CancellationToken,
     /// Taken by who waits for its end.
     scrub: Mutex<Option<JoinHandle<()>>>,
-    _owned: OwnedRuntime,
+    owned: OwnedRuntime,
 }
 
 impl Drop for Inner {
@@ -251,11 +254,26 @@ impl Drop for Inner {
 }
 
 /// Raft's own runtime, if it has one. It ends with whoever holds it, also with an opening that fails half-way.
-struct OwnedRuntime(Option<Runtime>);
+struct OwnedRuntime(Mutex<Option<Runtime>>);
+
+impl OwnedRuntime {
+    /// Ends it, and waits until nothing runs on it any more: what does may be inside a database.
+    async fn shut_down(&self) {
+        let Some(runtime) = self.0.lock().take() else { return };
+        let (ended, end) = tokio::sync::oneshot::channel();
+        // A thread of a runtime must not wait for the threads of one.
+        std::thread::spawn(move || {
+            runtime.shutdown_timeout(RUNTIME_END);
+            // Who does not wait any more needs no word.
+            let _ = ended.send(());
+        });
+        let _ = end.await;
+    }
+}
 
 impl Drop for OwnedRuntime {
     fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
+        if let Some(runtime) = self.0.lock().take() {
             // Waiting is not allowed here: this may be a thread of a runtime.
             runtime.shutdown_background();
         }
@@ -275,9 +293,9 @@ impl Groups {
         let failed = |what: &str, source| OpenError::Io { what: what.to_owned(), source };
         let node = Handle::current();
         let owned = config.threads.map(build_runtime).transpose().map_err(|source| failed("threads", source))?;
-        let owned = OwnedRuntime(owned);
-        let runtime = owned.0.as_ref().map_or_else(|| node.clone(), |owned| owned.handle().clone());
-        let blocking = if owned.0.is_some() { Blocking::Pool } else { Blocking::InPlace };
+        let runtime = owned.as_ref().map_or_else(|| node.clone(), |owned| owned.handle().clone());
+        let blocking = if owned.is_some() { Blocking::Pool } else { Blocking::InPlace };
+        let owned = OwnedRuntime(Mutex::new(owned));
         let dirs = CheckpointDirs::open(config.data_dir.join("checkpoints"));
         let dirs = dirs.map_err(|source| failed("directory of checkpoints", source))?;
         let log = {
@@ -317,7 +335,7 @@ impl Groups {
             changes: Arc::default(),
             stop: CancellationToken::new(),
             scrub: Mutex::default(),
-            _owned: owned,
+            owned,
         };
         for group in inner.log.doomed() {
             tracing::info!(%group, "finishing the deletion of a replica that was cut off");
@@ -486,7 +504,7 @@ impl Groups {
         Peer::new(self.inner.links.link(node, address), self.inner.runtime.clone())
     }
 
-    /// Stops all groups, the server and the log writer. What was acknowledged is on disk, as it always is.
+    /// Stops all groups, the server, the log writer and Raft's threads. What was acknowledged is on disk, as it always is.
     pub async fn shutdown(&self) {
         let _one_at_a_time = self.inner.changes.lock().await;
         self.inner.stop.cancel();
@@ -500,6 +518,7 @@ impl Groups {
         }
         self.inner.links.close();
         self.inner.log.shutdown().await;
+        self.inner.owned.shut_down().await;
     }
 }
 
@@ -602,4 +621,48 @@ fn register(
         registry.register(Box::new(GroupCollector::new(directory)))
     };
     all().map_err(|error| OpenError::Settings { reason: format!("the registry of metrics is not ours alone: {error}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::memory::{MemoryFloor, MemoryLog, MemoryStates};
+    use crate::transport::TcpConnector;
+
+    /// The chaos suite found it: nodes that were asked to stop were aborted in the midst of closing a database.
+    #[tokio::test]
+    async fn a_shutdown_waits_for_what_runs_on_the_threads_of_raft() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let identity = Identity::fixed(NodeId(1), None, 1);
+        let config = GroupsConfig::new(identity, dir.path().join("data"), "127.0.0.1:1".to_owned());
+        let seams = Seams {
+            log: Arc::new(MemoryLog::new()),
+            floor: Arc::new(MemoryFloor::new()),
+            states: Arc::new(MemoryStates::new(dir.path().join("scratch"))),
+            connector: Arc::new(TcpConnector),
+            writer: WriterMode::Thread,
+        };
+        let groups = Groups::open(config, seams).await.expect("a new node");
+        let (begin, begun) = tokio::sync::oneshot::channel();
+        let (go_on, wait) = mpsc::channel::<()>();
+        let reading = groups.inner.runtime.spawn_blocking(move || {
+            begin.send(()).expect("it is waited for");
+            wait.recv().expect("it is told")
+        });
+        begun.await.expect("it runs");
+        let stopping = tokio::spawn({
+            let groups = groups.clone();
+            async move { groups.shutdown().await }
+        });
+        // The log writer is the last that ends before the threads.
+        while groups.inner.owned.0.lock().is_some() {
+            tokio::task::yield_now().await;
+        }
+        assert!(!stopping.is_finished());
+        go_on.send(()).expect("it waits");
+        stopping.await.expect("it stops");
+        assert!(reading.is_finished());
+    }
 }

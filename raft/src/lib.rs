@@ -42,6 +42,7 @@ mod apply;
 mod aside;
 mod blocking;
 mod checkpoints;
+mod followers;
 mod group;
 mod groups;
 mod hashes;

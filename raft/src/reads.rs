@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use openraft::ReadPolicy;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::group::{ReadError, Running};
 use crate::proto;
@@ -53,10 +54,15 @@ async fn ask_quorum(running: &Running) -> Result<u64, ReadError> {
     if crate::planted::is("stale-read") {
         return Ok(*running.applied.position.borrow());
     }
+    let asked = Instant::now();
+    let Some(term) = running.leads_in() else { return Err(ReadError::NoLeader) };
     running.hurry.store(true, Ordering::Release);
     let position = running.raft.get_read_log_id(ReadPolicy::ReadIndex).await;
+    // openraft's word that a majority follows may rest on answers from before the question (`followers`).
+    let followed = position.is_ok() && running.is_followed_since(term, asked).await;
     running.hurry.store(false, Ordering::Release);
     match position {
+        Ok(_) if !followed => Err(ReadError::NoLeader),
         Ok((position, _)) => Ok(position.index()),
         Err(error) if error.fatal().is_some() => Err(ReadError::Stopped),
         Err(_) => Err(ReadError::NoLeader),

@@ -6,9 +6,11 @@ use std::sync::{Arc, OnceLock};
 use openraft::{Config, Raft, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::{Adapter, AdapterParts, LoadError};
+use crate::followers::Followers;
 use crate::group::{Leadership, Running, run_health, run_leadership};
 use crate::groups::{GroupConfig, Inner, OpenError};
 use crate::ids::{GroupId, ReplicaId};
@@ -60,6 +62,7 @@ async fn bring_up(
     let settings = Arc::new(settings(group, timers, inner.config.purge_tail)?);
     let damaged = |reason: String| OpenError::Damaged { group, replica, reason };
     let stateless = !inner.states.holds(group);
+    let restarted = inner.log.knows(group);
     let log = open_log(inner, group, replica).await?;
     let reader = log.reader();
     if stateless && reader.last().is_some() {
@@ -96,6 +99,7 @@ async fn bring_up(
         .await
         .map_err(|error| unusable(error.to_string()))?;
     let hurry = Arc::new(AtomicBool::new(false));
+    let followers = Arc::new(Followers::default());
     let networks = Networks {
         group,
         replica,
@@ -103,7 +107,10 @@ async fn bring_up(
         snapshot_bytes_per_s: inner.config.snapshot_bytes_per_s,
         hurry: hurry.clone(),
         checkpoints: checkpoints.clone(),
+        followers: followers.clone(),
     };
+    // What it has answered in its last life, it does not know: it keeps what it may have promised there (`followers`).
+    let rests_until = (restarted && !adapter.is_alone(replica)).then(|| Instant::now() + timers.lease());
     let raft = Raft::build(replica, settings, networks, log, adapter).await;
     // What it read on the way may have been damaged.
     let raft = raft.map_err(|error| health.found().map_or_else(|| unusable(error.to_string()), damaged))?;
@@ -125,6 +132,8 @@ async fn bring_up(
         leadership: watch::Sender::new(Leadership::default()),
         reads,
         hurry,
+        followers,
+        rests_until,
         receiving: tokio::sync::Mutex::default(),
         health,
         stop: CancellationToken::new(),
@@ -135,7 +144,15 @@ async fn bring_up(
     });
     // Peers may reach the group from here on; it may campaign only after that.
     inner.directory.insert(running.clone());
+    running.raft.runtime_config().elect(rests_until.is_none());
     running.raft.run();
+    if let Some(until) = rests_until {
+        let raft = running.raft.clone();
+        spawn(&running, async move {
+            sleep_until(until).await;
+            raft.runtime_config().elect(true);
+        });
+    }
     spawn(&running, run_leadership(running.clone()));
     spawn(&running, run_reads(running.clone(), asked));
     spawn(&running, run_purge(running.clone()));

@@ -1,5 +1,7 @@
 //! The clock settings of a group.
 
+use std::time::Duration;
+
 /// Heartbeat and election times of one group, in milliseconds.
 ///
 /// The leader's lease is the election maximum. The heartbeat interval must exceed the slow end of the disk's fsync:
@@ -29,6 +31,11 @@ impl Timers {
             election_min_ms: self.election_min_ms * factor,
             election_max_ms: self.election_max_ms * factor,
         }
+    }
+
+    /// How long a follower that has answered its leader votes for nobody else.
+    pub(crate) const fn lease(&self) -> Duration {
+        Duration::from_millis(self.election_max_ms)
     }
 
     /// Whether a group can keep a leader with these times: a follower must be able to miss a heartbeat, and election

@@ -5,17 +5,20 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures::Stream;
 use openraft::errors::{RPCError, Unreachable};
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
 use super::link::{OPEN_TIMEOUT, Target};
+use crate::followers::Followers;
 use crate::proto;
 use crate::proto::outcome::Result as Outcome;
 use crate::proto::peer_client::PeerClient;
@@ -117,6 +120,8 @@ async fn connect(target: &Target, mut client: PeerClient<Channel>) -> Result<Ope
 struct Unanswered {
     prev: Option<crate::types::LogId>,
     bytes: usize,
+    term: u64,
+    sent: Instant,
     #[cfg(feature = "planted")]
     last: Option<crate::types::LogId>,
 }
@@ -128,6 +133,7 @@ pub(crate) struct Session<S> {
     /// `None` once it has ended.
     input: Option<S>,
     opened: bool,
+    followers: Arc<Followers>,
     frames: mpsc::UnboundedSender<proto::AppendFrame>,
     outcomes: mpsc::UnboundedReceiver<Outcome>,
     commands: mpsc::UnboundedSender<AppendCommand>,
@@ -141,6 +147,7 @@ impl<S> Session<S> {
     pub(crate) async fn open(
         id: u64,
         route: proto::Route,
+        followers: Arc<Followers>,
         input: S,
         commands: mpsc::UnboundedSender<AppendCommand>,
     ) -> Result<Session<S>, RPCError<TC>> {
@@ -155,6 +162,7 @@ impl<S> Session<S> {
             route,
             input: Some(input),
             opened: false,
+            followers,
             frames,
             outcomes,
             commands,
@@ -180,6 +188,8 @@ impl<S> Session<S> {
         self.unanswered.push_back(Unanswered {
             prev: request.prev_log_id,
             bytes,
+            term: request.vote.leader_id.term,
+            sent: Instant::now(),
             #[cfg(feature = "planted")]
             last: request.entries.last().map(|entry| entry.log_id),
         });
@@ -197,6 +207,9 @@ impl<S> Session<S> {
         let request = self.unanswered.pop_front();
         if let Some(request) = &request {
             self.unanswered_bytes -= request.bytes;
+            if matches!(outcome, Outcome::Matched(_) | Outcome::Conflict(_)) {
+                self.followers.answered(self.route.to, request.term, request.sent);
+            }
         }
         match outcome {
             Outcome::Matched(matched) => Ok(Ok(matched.at.map(Into::into))),

@@ -17,11 +17,13 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::appends::Session;
 use super::beats::Beat;
 use super::{Link, Links, PeerError};
 use crate::checkpoints::Checkpoints;
+use crate::followers::Followers;
 use crate::ids::{GroupId, ReplicaId};
 use crate::proto;
 use crate::proto::outcome::Result as Outcome;
@@ -37,6 +39,7 @@ pub(crate) struct Networks {
     /// A read waits for the next heartbeat: it must not wait for others.
     pub(crate) hurry: Arc<AtomicBool>,
     pub(crate) checkpoints: Arc<Checkpoints>,
+    pub(crate) followers: Arc<Followers>,
 }
 
 impl Networks {
@@ -48,6 +51,7 @@ impl Networks {
             snapshot_bytes_per_s: self.snapshot_bytes_per_s,
             hurry: self.hurry.clone(),
             checkpoints: self.checkpoints.clone(),
+            followers: self.followers.clone(),
         }
     }
 }
@@ -73,6 +77,7 @@ pub(crate) struct Network {
     snapshot_bytes_per_s: u64,
     hurry: Arc<AtomicBool>,
     checkpoints: Arc<Checkpoints>,
+    followers: Arc<Followers>,
 }
 
 static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
@@ -96,6 +101,7 @@ impl Network {
     ) -> Result<StreamAppendResult<TC>, RPCError<TC>> {
         let lost = || RPCError::Unreachable(Unreachable::from_string("no heartbeat stream"));
         let (sender, outcome) = oneshot::channel();
+        let (term, sent) = (request.vote.leader_id.term, Instant::now());
         let hurry = self.hurry.load(Ordering::Acquire);
         let beat = Beat {
             heartbeat: proto::Heartbeat {
@@ -109,7 +115,11 @@ impl Network {
             outcome: sender,
         };
         self.link.beats.send(beat).map_err(|_| lost())?;
-        match outcome.await.map_err(|_| lost())? {
+        let outcome = outcome.await.map_err(|_| lost())?;
+        if matches!(outcome, Outcome::Matched(_) | Outcome::Conflict(_)) {
+            self.followers.answered(self.route.to, term, sent);
+        }
+        match outcome {
             Outcome::Matched(matched) => Ok(Ok(matched.at.map(Into::into))),
             Outcome::Conflict(at) => Ok(Err(StreamAppendError::Conflict(at.into()))),
             Outcome::Higher(vote) => Ok(Err(StreamAppendError::HigherVote(vote.into()))),
@@ -177,7 +187,8 @@ impl NetStreamAppend<TC> for Network {
                 return Ok(futures::stream::empty().boxed());
             };
             let input = futures::stream::iter([first]).chain(input);
-            let session = Session::open(id, self.route, input, self.link.appends.clone()).await?;
+            let session =
+                Session::open(id, self.route, self.followers.clone(), input, self.link.appends.clone()).await?;
             Ok(session.boxed())
         })
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
+use openraft::async_runtime::WatchReceiver as _;
 use openraft::raft::{TransferLeaderError, TransferLeaderRequest, VoteRequest};
 use parking_lot::RwLock;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -110,6 +111,10 @@ impl Peer for PeerService {
             last_log_id: request.last.map(Into::into),
             leadership_transfer: request.transfer,
         };
+        if group.rests() && !rpc.leadership_transfer {
+            let vote = group.raft.metrics().borrow_watched().vote;
+            return Ok(Response::new(proto::VoteReply { vote: Some((&vote).into()), granted: false, last: None }));
+        }
         #[cfg(feature = "planted")]
         let asked = rpc.vote;
         let reply = if request.pre { group.raft.pre_vote(rpc).await } else { group.raft.vote(rpc).await };

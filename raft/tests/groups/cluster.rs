@@ -5,7 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -78,6 +78,15 @@ impl Machine for Counter {
 struct Gate {
     /// Cancelled when it is cut.
     open: CancellationToken,
+    held: Arc<Mutex<Held>>,
+}
+
+/// What is kept back on the connections that one node has made to another: it arrives once it is let go.
+#[derive(Default)]
+struct Held {
+    questions: bool,
+    answers: bool,
+    waiting: Vec<Waker>,
 }
 
 /// Who reaches whom. Nodes are known by their number.
@@ -102,13 +111,14 @@ impl Connector for Gated {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
         let io = TcpConnector.connect(address).await?;
-        Ok(Box::new(Cuttable { io, cut: Box::pin(gate.open.cancelled_owned()) }))
+        Ok(Box::new(Cuttable { io, cut: Box::pin(gate.open.cancelled_owned()), held: gate.held }))
     }
 }
 
 struct Cuttable {
     io: BoxIo,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    held: Arc<Mutex<Held>>,
 }
 
 impl Cuttable {
@@ -118,11 +128,23 @@ impl Cuttable {
             Poll::Pending => Ok(()),
         }
     }
+
+    fn is_held(&self, cx: &Context<'_>, which: impl Fn(&Held) -> bool) -> bool {
+        let mut held = self.held.lock();
+        let is_held = which(&held);
+        if is_held {
+            held.waiting.push(cx.waker().clone());
+        }
+        is_held
+    }
 }
 
 impl AsyncRead for Cuttable {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.check(cx)?;
+        if self.is_held(cx, |held| held.answers) {
+            return Poll::Pending;
+        }
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
@@ -130,6 +152,9 @@ impl AsyncRead for Cuttable {
 impl AsyncWrite for Cuttable {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.check(cx)?;
+        if self.is_held(cx, |held| held.questions) {
+            return Poll::Pending;
+        }
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -319,6 +344,14 @@ impl Cluster {
 
     pub(crate) fn cut(&self, from: usize, to: usize) {
         self.gate(from, to).open.cancel();
+    }
+
+    /// Keeps back what a node asks another one, what it is answered, or lets it go.
+    pub(crate) fn hold(&self, from: usize, to: usize, questions: bool, answers: bool) {
+        let gate = self.gate(from, to);
+        let mut held = gate.held.lock();
+        (held.questions, held.answers) = (questions, answers);
+        held.waiting.drain(..).for_each(Waker::wake);
     }
 
     /// Cuts a node off from all others, in both directions.

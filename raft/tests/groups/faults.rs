@@ -86,6 +86,96 @@ async fn a_leader_that_is_cut_off_confirms_nothing_and_follows_again_when_healed
     cluster.converge(&[1, 2, 3], 18).await;
 }
 
+/// Polls the replicas, which tell nobody of every step.
+async fn until(what: impl Fn() -> bool) {
+    let reached = async {
+        while !what() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(LONG, reached).await.expect("it comes to that");
+}
+
+/// The chaos suite found it (`leases`): a suspended leader woke, read the answers to what it had sent before, and renewed a
+/// session that its successor had ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_from_before_another_one_was_elected_confirm_nobody() {
+    let cluster = Cluster::start(3, 3, NO_PURGE).await;
+    cluster.add(&[1, 2, 3], 5).await;
+    let old = cluster.leader(&[1, 2, 3]).await.number;
+    let rest: Vec<usize> = (1..=3).filter(|number| *number != old).collect();
+    cluster.converge(&[1, 2, 3], 5).await;
+    let group = &cluster.nodes[&old].group;
+    rest.iter().for_each(|other| cluster.hold(old, *other, false, true));
+    let _unanswered = group.submit(number(6)).await.unwrap();
+    let asked = || group.status().last_position;
+    until(|| asked() > group.status().committed).await;
+    until(|| rest.iter().all(|other| cluster.nodes[other].group.status().last_position == asked())).await;
+    for other in &rest {
+        cluster.hold(old, *other, true, true);
+        cluster.cut(*other, old);
+    }
+    assert_eq!(cluster.add(&rest, 7).await, 18);
+    assert!(!group.lease_valid());
+    let reading = tokio::spawn({
+        let group = group.clone();
+        async move { group.read_position(Duration::from_secs(2)).await }
+    });
+    // The first answer commits the entry, which all others are to hear in a request of their own; the second answer covers that.
+    for other in rest {
+        cluster.hold(old, other, true, false);
+        until(|| group.status().matched.get(&replica(other)) == Some(&asked())).await;
+    }
+    assert!(
+        group.status().committed == asked() && group.leadership().borrow().mine,
+        "it knows nothing of another leader"
+    );
+    assert!(!group.lease_valid());
+    let read = reading.await.expect("it ends");
+    assert!(
+        matches!(read, Err(ReadError::NoLeader | ReadError::TimedOut)),
+        "it misses what the successor has: {read:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_was_restarted_votes_for_nobody_while_its_last_leader_may_have_a_lease() {
+    let mut cluster = Cluster::start(3, 3, NO_PURGE).await;
+    cluster.add(&[1, 2, 3], 5).await;
+    let old = cluster.leader(&[1, 2, 3]).await.number;
+    let rest: Vec<usize> = (1..=3).filter(|number| *number != old).collect();
+    let (restarted, candidate) = (rest[0], rest[1]);
+    cluster.cut(old, candidate);
+    cluster.cut(candidate, old);
+    // By then it would vote for itself.
+    let silence = || cluster.nodes[&old].group.status().heard[&replica(candidate)];
+    until(|| silence().is_some_and(|since| since > Duration::from_millis(700))).await;
+    assert!(cluster.nodes[&old].group.lease_valid());
+    cluster.kill(restarted).await;
+    cluster.cut(old, restarted);
+    cluster.cut(restarted, old);
+    cluster.boot(restarted).await;
+    let elected = cluster.leader(&rest).await;
+    assert!(!cluster.nodes[&old].group.lease_valid(), "node {} leads as well", elected.number);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_hands_over_has_no_lease() {
+    let cluster = Cluster::start(3, 3, NO_PURGE).await;
+    cluster.add(&[1, 2, 3], 5).await;
+    let old = cluster.leader(&[1, 2, 3]).await;
+    let successor = (1..=3).find(|number| *number != old.number).expect("there are three");
+    // It never hears that it is to lead.
+    cluster.hold(old.number, successor, true, true);
+    let mut handing_over = std::pin::pin!(old.group.transfer_leader(replica(successor)));
+    assert!(futures::poll!(handing_over.as_mut()).is_pending());
+    assert!(!old.group.lease_valid());
+    let _ = handing_over.await;
+    assert!(!old.group.leadership().borrow().mine || !old.group.lease_valid());
+    cluster.hold(old.number, successor, false, false);
+    assert_eq!(cluster.add(&[1, 2, 3], 6).await, 11);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_peer_is_tried_again_with_pauses() {
     let mut cluster = Cluster::start(3, 3, NO_PURGE).await;
