@@ -9,8 +9,8 @@ use clap::{Parser, Subcommand};
 use crate::output::Format;
 use crate::{bench, cluster, collection, demo, exit, memory, node, task};
 
-/// How long what still runs when the command is done is waited for.
-const END: Duration = Duration::from_secs(60);
+/// How long what a node leaves running is waited for.
+const NODE_END: Duration = Duration::from_secs(30);
 
 /// Shared memory and task scheduler for fleets of AI agents.
 #[derive(Parser)]
@@ -71,11 +71,14 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return exit::report(&error.into()),
     };
+    // A node takes its time to close; of the rest only a look-up of a name may still go on.
+    let patience = if matches!(arguments.command, Noun::Node(_)) { NODE_END } else { Duration::ZERO };
     let outcome = runtime.block_on(run(arguments));
+    let code = outcome.unwrap_or_else(|error| exit::report(&error));
     // What a node leaves behind closes its databases as it goes. A process that ended beside that would take from RocksDB what
     // it closes them with, and be aborted.
-    runtime.shutdown_timeout(END);
-    outcome.unwrap_or_else(|error| exit::report(&error))
+    runtime.shutdown_timeout(patience);
+    code
 }
 
 async fn run(arguments: Arguments) -> Result<ExitCode> {

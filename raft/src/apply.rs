@@ -232,11 +232,6 @@ impl Adapter {
         self.meta.last_log_id
     }
 
-    /// Whether `replica` is the only voter that the state knows.
-    pub(crate) fn is_alone(&self, replica: ReplicaId) -> bool {
-        self.meta.last_membership.membership().voter_ids().eq([replica])
-    }
-
     /// Waits until the log is on the disk up to a position. Nearly always it is.
     async fn wait_for_log(&self, position: Option<u64>) -> io::Result<()> {
         match position {

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -21,16 +21,15 @@ use tokio::time::Instant;
 use crate::ids::ReplicaId;
 use crate::types::Membership;
 
-/// No term has a lease.
-const EVERY_TERM: u64 = u64::MAX;
-
 /// The last request of each replica that it answered as a follower.
 #[derive(Default)]
 pub(crate) struct Followers {
     /// The term of the request, and when it was sent.
     answered: Mutex<BTreeMap<ReplicaId, (u64, Instant)>>,
     news: Notify,
-    /// The term whose lease was given up. 0 is nobody's term.
+    /// How often the leadership is being given up just now: then no term has a lease.
+    ending: AtomicUsize,
+    /// The last term whose lease was given up.
     forfeited: AtomicU64,
 }
 
@@ -68,20 +67,19 @@ impl Followers {
         self.news.notified()
     }
 
-    /// Ends every lease until the returned guard goes, and that of `term` for good.
+    /// Ends every lease until the returned guard goes, and those up to `term` for good.
     pub(crate) fn forfeit(&self, term: u64) -> Forfeit<'_> {
-        self.forfeited.store(EVERY_TERM, Ordering::SeqCst);
+        self.ending.fetch_add(1, Ordering::SeqCst);
         Forfeit { followers: self, term }
     }
 
-    /// Whether the leader of `term` can have a lease.
+    /// Whether the leader of `term` can have no lease any more.
     pub(crate) fn is_forfeited(&self, term: u64) -> bool {
-        let forfeited = self.forfeited.load(Ordering::SeqCst);
-        forfeited == EVERY_TERM || forfeited == term
+        self.ending.load(Ordering::SeqCst) > 0 || term <= self.forfeited.load(Ordering::SeqCst)
     }
 }
 
-/// A leadership is being handed over.
+/// A leadership is being given up.
 pub(crate) struct Forfeit<'a> {
     followers: &'a Followers,
     term: u64,
@@ -89,7 +87,9 @@ pub(crate) struct Forfeit<'a> {
 
 impl Drop for Forfeit<'_> {
     fn drop(&mut self) {
-        self.followers.forfeited.store(self.term, Ordering::SeqCst);
+        // In this order, so that there is no moment at which the term seems to have its lease again.
+        self.followers.forfeited.fetch_max(self.term, Ordering::SeqCst);
+        self.followers.ending.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -136,7 +136,10 @@ mod tests {
         assert!(!followers.is_forfeited(3));
         let handing_over = followers.forfeit(3);
         assert!(followers.is_forfeited(3) && followers.is_forfeited(4), "which term it is in is only seen afterwards");
+        drop(followers.forfeit(2));
         drop(handing_over);
         assert!(followers.is_forfeited(3) && !followers.is_forfeited(4));
+        drop(followers.forfeit(2));
+        assert!(followers.is_forfeited(3), "what was given up stays so");
     }
 }

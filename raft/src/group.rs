@@ -215,10 +215,29 @@ impl Running {
         metrics.state.is_leader().then_some(metrics.current_term)
     }
 
+    /// Whether it leads, votes, and a majority owes it its votes still.
+    fn lease_valid(&self) -> bool {
+        let lease = self.timers.lease();
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let (term, membership) = (metrics.current_term, metrics.membership_config.membership());
+        // By openraft's times, which are the earlier ones of a beat, this replica itself refuses its vote to others.
+        let keeps = metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() < lease)
+            || membership.voter_ids().eq([self.replica]);
+        // A sole voter that is left behind campaigns without asking for its promise.
+        let votes = membership.voter_ids().any(|voter| voter == self.replica);
+        let follow = |sent: Instant| sent.elapsed() < lease;
+        metrics.state.is_leader()
+            && votes
+            && keeps
+            && !self.followers.is_forfeited(term)
+            && self.followers.are_majority(self.replica, term, membership, follow)
+    }
+
     /// Waits until a majority has answered, as followers of `term`, what was sent since `asked`. False if it does not come to
-    /// that.
+    /// that within a lease of the question.
     pub(crate) async fn is_followed_since(&self, term: u64, asked: Instant) -> bool {
-        let end = Instant::now() + 2 * self.timers.lease();
+        let end = asked + self.timers.lease();
         while self.leads_in() == Some(term) && Instant::now() < end {
             let news = self.followers.news();
             if self.followed(|sent| sent >= asked) == Some(term) {
@@ -478,9 +497,7 @@ impl Group {
 
     /// Whether this replica leads and a quorum has acknowledged it within the lease.
     pub fn lease_valid(&self) -> bool {
-        let lease = self.running.timers.lease();
-        let term = self.running.followed(|sent| sent.elapsed() < lease);
-        term.is_some_and(|term| !self.running.followers.is_forfeited(term))
+        self.running.lease_valid()
     }
 
     /// A position such that a replica that has applied it sees everything acknowledged before this call. The leader

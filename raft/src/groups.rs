@@ -34,7 +34,7 @@ use crate::timers::Timers;
 use crate::transport::{BoxIo, Connector, Hellos, Links, Peer, PeerHandler, PeerService, prepare, serve_peers};
 
 /// How long the end of Raft's threads is waited for; all their work is bounded.
-const RUNTIME_END: Duration = Duration::from_secs(60);
+const RUNTIME_END: Duration = Duration::from_secs(30);
 
 /// What a node says about itself and how its groups are to behave.
 #[derive(Debug, Clone)]

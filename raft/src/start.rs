@@ -110,7 +110,7 @@ async fn bring_up(
         followers: followers.clone(),
     };
     // What it has answered in its last life, it does not know: it keeps what it may have promised there (`followers`).
-    let rests_until = (restarted && !adapter.is_alone(replica)).then(|| Instant::now() + timers.lease());
+    let rests_until = restarted.then(|| Instant::now() + timers.lease());
     let raft = Raft::build(replica, settings, networks, log, adapter).await;
     // What it read on the way may have been damaged.
     let raft = raft.map_err(|error| health.found().map_or_else(|| unusable(error.to_string()), damaged))?;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// Heartbeat and election times of one group, in milliseconds.
+/// Heartbeat and election times of one group, in milliseconds. All replicas of a group must have the same: what a leader takes
+/// for its lease, its followers must keep.
 ///
 /// The leader's lease is the election maximum. The heartbeat interval must exceed the slow end of the disk's fsync:
 /// a follower answers a heartbeat only after what came before it is on disk, and the leader cuts the answer off after

@@ -3,7 +3,7 @@
 use std::process::{Output, Stdio};
 
 use anyhow::{Context, Result};
-use quorate_tests::{TestCluster, binary};
+use quorate_tests::{TestCluster, binary, eventually};
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -103,6 +103,27 @@ async fn a_leave_that_breaks_the_quorum_and_a_lost_quorum_are_named() -> Result<
     let status: Value = serde_json::from_slice(&output.stdout)?;
     assert_eq!(status["health"], "no_quorum", "{status}");
     assert!(!status["next_steps"].as_array().context("next steps")?.is_empty(), "{status}");
+    Ok(())
+}
+
+/// The chaos suite found it (`replace`): started again, it served for ever as a node without a leader.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_removed_says_so_each_time_it_is_started() -> Result<()> {
+    let mut test = TestCluster::start(3).await?;
+    let leader = test.cluster.leader().await?;
+    let leaver = (0..3).find(|node| *node != leader).context("there are three")?;
+    let id = test.cluster.nodes[leaver].addresses.node_id.clone();
+    test.cluster.client_of(leader)?.cluster_leave(&id, true).await?;
+    let log = test.cluster.nodes[leaver].data_dir().with_file_name("log");
+    for start in 1..=2 {
+        let node = &mut test.cluster.nodes[leaver];
+        eventually("the node ends", async || Ok(node.has_ended().then_some(()))).await?;
+        let said = fs_err::read_to_string(&log)?.matches("this node was removed from its cluster; start it").count();
+        assert_eq!(said, start, "once each time");
+        if start == 1 {
+            test.cluster.revive(leaver).await?;
+        }
+    }
     Ok(())
 }
 

@@ -82,6 +82,8 @@ where
 pub(crate) struct Failure {
     pub(crate) error: Error,
     pub(crate) maybe_applied: bool,
+    /// The reason of the last refusal by a node, if there was one.
+    pub(crate) reason: Option<ErrorReason>,
 }
 
 /// As [`call`], for a verb whose refusal means something else after a lost answer.
@@ -133,7 +135,8 @@ where
 
 impl Tries {
     fn failure(&self, error: Error) -> Failure {
-        Failure { error, maybe_applied: self.maybe_applied }
+        let reason = self.refusal.as_ref().map(|refusal| refusal.reason);
+        Failure { error, maybe_applied: self.maybe_applied, reason }
     }
 
     /// Nothing was sent. The next node at once while there are others, for one pass.
@@ -220,7 +223,8 @@ impl Tries {
 
     /// A refusal that no retry changes. It says nothing of an earlier try whose answer was lost: that one may have been
     /// applied, or may still be, so a mutation is open then.
-    fn refused_for_good(&self, plan: &Plan, error: ApiError) -> Error {
+    fn refused_for_good(&mut self, plan: &Plan, error: ApiError) -> Error {
+        self.refusal = Some(error.clone());
         match &plan.request_id {
             Some(request_id) if self.maybe_applied => {
                 Error::OutcomeUnknown { request_id: request_id.clone(), last: self.last.clone() }

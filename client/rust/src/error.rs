@@ -15,11 +15,12 @@ pub enum Error {
     /// The deadline passed, the connection broke for good, or the call was refused, after an earlier try of it may have
     /// been applied.
     #[error(
-        "the outcome is unknown, it may have been applied ({last}); retry with the same request_id {request_id} \
-         (`Client::retry_as`), or read before you write again"
+        "the outcome is unknown, it may have been applied ({last}); {}read before you write again",
+        retry(request_id)
     )]
     OutcomeUnknown {
-        /// The id that the call carried. A retry with it takes effect at most once.
+        /// The id that the call carried. A retry with it takes effect at most once. Empty for a change of the members, which has
+        /// none.
         request_id: String,
         /// What the last try said.
         last: String,
@@ -46,6 +47,13 @@ pub enum Error {
         /// What is missing.
         why: String,
     },
+}
+
+fn retry(request_id: &str) -> String {
+    match request_id {
+        "" => String::new(),
+        id => format!("retry with the same request_id {id} (`Client::retry_as`), or "),
+    }
 }
 
 impl Error {

@@ -49,8 +49,9 @@ impl Presence {
             self.without_leader_since = None;
             return false;
         }
+        // Also if its state says nothing of it: one that was removed, and is started again, reads there that others are members.
         let since = *self.without_leader_since.get_or_insert_with(Instant::now);
-        if !self.seen_as_member || since.elapsed() < ASK_AFTER {
+        if since.elapsed() < ASK_AFTER {
             return false;
         }
         self.without_leader_since = Some(Instant::now());

@@ -132,7 +132,8 @@ pub(crate) struct Session<S> {
     route: proto::Route,
     /// `None` once it has ended.
     input: Option<S>,
-    opened: bool,
+    /// Frames.
+    sent: u64,
     followers: Arc<Followers>,
     frames: mpsc::UnboundedSender<proto::AppendFrame>,
     outcomes: mpsc::UnboundedReceiver<Outcome>,
@@ -161,7 +162,7 @@ impl<S> Session<S> {
             id,
             route,
             input: Some(input),
-            opened: false,
+            sent: 0,
             followers,
             frames,
             outcomes,
@@ -173,10 +174,12 @@ impl<S> Session<S> {
     }
 
     fn send(&mut self, request: AppendEntriesRequest<TC>) {
+        self.sent += 1;
         let bytes = request.entries.iter().map(|entry| 32 + payload_bytes(entry)).sum();
         let frame = proto::AppendFrame {
             session: self.id,
-            opens: !self.opened,
+            number: self.sent,
+            opens: self.sent == 1,
             closes: false,
             route: Some(self.route),
             vote: Some((&request.vote).into()),
@@ -184,7 +187,6 @@ impl<S> Session<S> {
             entries: request.entries.iter().map(Into::into).collect(),
             commit: request.leader_commit.as_ref().map(Into::into),
         };
-        self.opened = true;
         self.unanswered.push_back(Unanswered {
             prev: request.prev_log_id,
             bytes,

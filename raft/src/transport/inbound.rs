@@ -102,9 +102,16 @@ enum Answer {
     Ended(u64),
 }
 
-/// The sessions of a stream that are open, each with where its requests go.
+/// The sessions of a stream that are open.
 struct Sessions<T> {
-    open: HashMap<u64, mpsc::Sender<T>>,
+    open: HashMap<u64, Session<T>>,
+}
+
+struct Session<T> {
+    /// Where its requests go.
+    requests: mpsc::Sender<T>,
+    /// The number of its last frame.
+    last: u64,
 }
 
 impl<T> Sessions<T> {
@@ -121,8 +128,16 @@ impl<T> Sessions<T> {
     fn begin(&mut self, session: u64) -> Option<mpsc::Receiver<T>> {
         let hash_map::Entry::Vacant(place) = self.open.entry(session) else { return None };
         let (requests, input) = mpsc::channel(SESSION_DEPTH);
-        place.insert(requests);
+        place.insert(Session { requests, last: 0 });
         Some(input)
+    }
+
+    /// Where the frame of this number goes. `None` if its session has ended, or the frame has come before: its answer would be
+    /// taken for that of the next one.
+    fn take(&mut self, session: u64, number: u64) -> Option<&mpsc::Sender<T>> {
+        let open = self.open.get_mut(&session).filter(|open| open.last < number)?;
+        open.last = number;
+        Some(&open.requests)
     }
 }
 
@@ -195,7 +210,7 @@ fn accept(
             answers.push(open(&group, session, input));
         }
     }
-    let Some(requests) = sessions.open.get(&session) else { return Ok(()) };
+    let Some(requests) = sessions.take(session, frame.number) else { return Ok(()) };
     let request = decode(frame).map_err(|error| error.to_string())?;
     requests.try_send(request).map_err(|_| "more requests than the session may have under way".to_owned())
 }
@@ -232,9 +247,20 @@ mod tests {
         let mut sessions = Sessions::new();
         let mut input = sessions.begin(7).expect("it is new");
         assert!(sessions.begin(7).is_none(), "what comes twice opens nothing");
-        sessions.open[&7].try_send("a request").expect("it is open");
+        sessions.take(7, 1).expect("it is open").try_send("a request").expect("there is room");
         assert_eq!(input.try_recv(), Ok("a request"), "the first one goes on");
         sessions.close(7);
         assert!(sessions.begin(7).is_some(), "after its end the number is free");
+    }
+
+    /// An answer that comes twice would count for the request after it, and for its time (`followers`).
+    #[test]
+    fn a_frame_that_comes_twice_is_answered_once() {
+        let mut sessions = Sessions::<()>::new();
+        let _input = sessions.begin(7).expect("it is new");
+        assert!(sessions.take(7, 1).is_some());
+        assert!(sessions.take(7, 1).is_none());
+        assert!(sessions.take(7, 2).is_some() && sessions.take(7, 1).is_none());
+        assert!(sessions.take(8, 1).is_none(), "it is not open");
     }
 }

@@ -106,17 +106,14 @@ impl Peer for PeerService {
         self.check(&request)?;
         let request = request.into_inner();
         let group = self.group(request.route.as_ref())?;
-        let rpc = VoteRequest {
-            vote: request.vote.ok_or_else(|| missing("vote"))?.into(),
-            last_log_id: request.last.map(Into::into),
-            leadership_transfer: request.transfer,
-        };
+        let asked: Vote = request.vote.ok_or_else(|| missing("vote"))?.into();
+        let vote = group.raft.metrics().borrow_watched().vote;
+        // A hand-over frees from what was promised to the leader that hands over, never to a later one.
+        let leadership_transfer = request.transfer && vote.leader_id.term < asked.leader_id.term;
+        let rpc = VoteRequest { vote: asked, last_log_id: request.last.map(Into::into), leadership_transfer };
         if group.rests() && !rpc.leadership_transfer {
-            let vote = group.raft.metrics().borrow_watched().vote;
             return Ok(Response::new(proto::VoteReply { vote: Some((&vote).into()), granted: false, last: None }));
         }
-        #[cfg(feature = "planted")]
-        let asked = rpc.vote;
         let reply = if request.pre { group.raft.pre_vote(rpc).await } else { group.raft.vote(rpc).await };
         let reply = reply.map_err(stopped)?;
         #[cfg(feature = "planted")]

@@ -195,6 +195,7 @@ pub(crate) struct Cluster {
     pub(crate) machines: BTreeMap<usize, Machinery>,
     pub(crate) nodes: BTreeMap<usize, Node>,
     pub(crate) snapshot_log_bytes: u64,
+    timers: Timers,
 }
 
 pub(crate) fn replica(number: usize) -> ReplicaId {
@@ -238,8 +239,14 @@ pub(crate) fn own_address() -> String {
 impl Cluster {
     /// `total` machines, the first `voters` of which run and make up the group.
     pub(crate) async fn start(total: usize, voters: usize, snapshot_log_bytes: u64) -> Cluster {
-        let mut cluster =
-            Cluster { network: Arc::default(), machines: BTreeMap::new(), nodes: BTreeMap::new(), snapshot_log_bytes };
+        Cluster::start_with(total, voters, snapshot_log_bytes, Timers::default().slower(2)).await
+    }
+
+    /// The same with these times.
+    pub(crate) async fn start_with(total: usize, voters: usize, snapshot_log_bytes: u64, timers: Timers) -> Cluster {
+        let network = Arc::default();
+        let (machines, nodes) = (BTreeMap::new(), BTreeMap::new());
+        let mut cluster = Cluster { network, machines, nodes, snapshot_log_bytes, timers };
         for number in 1..=total {
             let dir = tempfile::tempdir().expect("a directory");
             let listener = TcpListener::bind(own_address()).await.expect("a port");
@@ -282,7 +289,7 @@ impl Cluster {
         let identity = Identity::fixed(node_id(number), Some(CLUSTER), machine.incarnation);
         let data = machine.dir.path().join("data");
         let mut config = GroupsConfig::new(identity, data, machine.address.clone());
-        config.timers = Timers::default().slower(2);
+        config.timers = self.timers;
         config.snapshot_log_bytes = self.snapshot_log_bytes;
         config.purge_tail = 5;
         config.hash_every = 4;

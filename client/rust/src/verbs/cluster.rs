@@ -29,7 +29,7 @@ impl Client {
     /// Idempotent.
     ///
     /// # Errors
-    /// `OTHER_CLUSTER`.
+    /// `OTHER_CLUSTER`; [`Error::OutcomeUnknown`] after a lost answer: ask again.
     pub async fn cluster_join(&self, seed: &str) -> Result<v1::JoinResponse, Error> {
         call(&self.shared.nodes, self.long(Route::First), |channel, limit| {
             let request = v1::JoinRequest { seed: seed.to_owned() };
@@ -38,10 +38,11 @@ impl Client {
         .await
     }
 
-    /// Moves shards and votes off a node and removes it from the cluster.
+    /// Moves shards and votes off a node and removes it from the cluster. Idempotent: asked again, it waits for the same leave.
     ///
     /// # Errors
-    /// `NODE_NOT_FOUND`, `WOULD_BREAK_QUORUM`, `FEWER_REPLICAS`.
+    /// `NODE_NOT_FOUND`, `WOULD_BREAK_QUORUM`, `FEWER_REPLICAS`; [`Error::OutcomeUnknown`] after a lost answer: ask again, or
+    /// look at the status.
     pub async fn cluster_leave(&self, node_id: &str, allow_fewer_replicas: bool) -> Result<(), Error> {
         let request = v1::LeaveRequest { node_id: node_id.to_owned(), allow_fewer_replicas };
         let left = call_telling(&self.shared.nodes, self.long(Route::Leader), |channel, limit| {
@@ -51,9 +52,7 @@ impl Client {
         match left.await {
             Ok(v1::LeaveResponse {}) => Ok(()),
             // After a lost answer "no such node" is what success looks like.
-            Err(failure) if failure.maybe_applied && failure.error.reason() == Some(ErrorReason::NodeNotFound) => {
-                Ok(())
-            }
+            Err(failure) if failure.maybe_applied && failure.reason == Some(ErrorReason::NodeNotFound) => Ok(()),
             Err(failure) => Err(failure.error),
         }
     }
@@ -71,6 +70,8 @@ impl Client {
 
     fn long(&self, route: Route) -> Plan {
         let deadline = deadline_in(self.deadline().max(LONG));
-        Plan { deadline, patient: true, ..self.read(route) }
+        // A change of the members needs no id to be the same when it is asked for again, and its outcome is open as that of any
+        // other.
+        Plan { deadline, patient: true, request_id: Some(String::new()), ..self.read(route) }
     }
 }

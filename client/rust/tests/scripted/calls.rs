@@ -143,6 +143,29 @@ async fn a_refusal_after_a_lost_answer_leaves_a_mutation_open_and_a_read_refused
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_leave_that_is_refused_after_a_lost_answer_is_open() {
+    let network = Network::default();
+    let mut node = network.node("a:1");
+    let leave = |client: Client| tokio::spawn(async move { client.cluster_leave("b", false).await });
+    let call = leave(network.client(&["a:1"]));
+    soon(node.leave()).await.refuse(Status::unavailable("connection reset"));
+    soon(node.leave()).await.refuse(error(ErrorReason::WouldBreakQuorum));
+    let failed = soon(call).await.unwrap().unwrap_err();
+    assert!(matches!(failed, Error::OutcomeUnknown { .. }), "{failed}");
+    assert!(!failed.to_string().contains("request_id"), "there is none: {failed}");
+
+    let call = leave(network.client(&["a:1"]));
+    soon(node.leave()).await.refuse(Status::unavailable("connection reset"));
+    soon(node.leave()).await.refuse(error(ErrorReason::NodeNotFound));
+    soon(call).await.unwrap().expect("the first try did it");
+
+    let call = leave(network.client(&["a:1"]));
+    soon(node.leave()).await.refuse(error(ErrorReason::WouldBreakQuorum));
+    let failed = soon(call).await.unwrap().unwrap_err();
+    assert_eq!(failed.reason(), Some(ErrorReason::WouldBreakQuorum), "nothing was lost: {failed}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_full_node_is_left_alone_for_the_time_it_states() {
     let network = Network::default();
     let mut node = network.node("a:1");

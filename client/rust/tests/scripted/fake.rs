@@ -16,6 +16,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::{Server, Uri};
 use tonic::{Request, Response, Status, Streaming};
 use v1::agents_service_server::{AgentsService, AgentsServiceServer};
+use v1::cluster_service_server::{ClusterService, ClusterServiceServer};
 use v1::tasks_service_server::{TasksService, TasksServiceServer};
 use v1::work_request::Frame as Out;
 use v1::work_response::Frame as In;
@@ -66,6 +67,7 @@ pub(crate) type WorkStream = Stream<v1::WorkRequest, v1::WorkResponse>;
 pub(crate) enum Seen {
     Enqueue(Call<v1::EnqueueRequest, v1::EnqueueResponse>),
     GetTask(Call<v1::GetTaskRequest, v1::GetTaskResponse>),
+    Leave(Call<v1::LeaveRequest, v1::LeaveResponse>),
     EnqueueStream(EnqueueStream),
     Work(WorkStream),
 }
@@ -111,6 +113,7 @@ pub(crate) fn services(seen: mpsc::UnboundedSender<Seen>) -> tonic::transport::s
     let fake = Fake { seen };
     Server::builder()
         .add_service(TasksServiceServer::new(fake.clone()).max_decoding_message_size(limits::MESSAGE_BYTES))
+        .add_service(ClusterServiceServer::new(fake.clone()))
         .add_service(AgentsServiceServer::new(fake).max_decoding_message_size(limits::MESSAGE_BYTES))
 }
 
@@ -132,6 +135,13 @@ impl Node {
         match self.seen.recv().await {
             Some(Seen::GetTask(call)) => call,
             _ => panic!("{}: no GetTask", self.name),
+        }
+    }
+
+    pub(crate) async fn leave(&mut self) -> Call<v1::LeaveRequest, v1::LeaveResponse> {
+        match self.seen.recv().await {
+            Some(Seen::Leave(call)) => call,
+            _ => panic!("{}: no Leave", self.name),
         }
     }
 
@@ -231,6 +241,29 @@ impl TasksService for Fake {
     }
 
     async fn list_queues(&self, _: Request<v1::ListQueuesRequest>) -> Result<Response<v1::ListQueuesResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+}
+
+#[tonic::async_trait]
+impl ClusterService for Fake {
+    async fn init(&self, _: Request<v1::InitRequest>) -> Result<Response<v1::InitResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn join(&self, _: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn add_member(&self, _: Request<v1::AddMemberRequest>) -> Result<Response<v1::AddMemberResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
+        self.unary(request, Seen::Leave).await
+    }
+
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
         Err(Status::unimplemented("not scripted"))
     }
 }
