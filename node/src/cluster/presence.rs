@@ -19,7 +19,8 @@ use crate::peers::{CallHandler, kind};
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const BARRIER_TIMEOUT: Duration = Duration::from_secs(1);
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
-/// Without a leader for this long the node asks whether it was removed while it could not listen.
+/// Without a leader, or without having read that it is a member, for this long the node asks whether it was removed while it
+/// could not listen.
 const ASK_AFTER: Duration = Duration::from_secs(5);
 
 const MEMBER: &[u8] = b"\x01";
@@ -28,13 +29,14 @@ const NOT_A_MEMBER: &[u8] = b"\x00";
 /// What this process knows about its own membership.
 pub struct Presence {
     seen_as_member: bool,
-    without_leader_since: Option<Instant>,
+    /// Without a leader, or without having read that it is a member.
+    lonely_since: Option<Instant>,
 }
 
 impl Presence {
     /// Nothing is known yet.
     pub fn new() -> Presence {
-        Presence { seen_as_member: false, without_leader_since: None }
+        Presence { seen_as_member: false, lonely_since: None }
     }
 
     /// Whether this node was a member and is one no longer.
@@ -45,16 +47,17 @@ impl Presence {
         } else if self.seen_as_member {
             return true;
         }
-        if context.control.leader().is_some() {
-            self.without_leader_since = None;
+        // One that was removed, and is started again, finds in its state that others are members, and in its log a leader that
+        // does not speak to it any more.
+        if self.seen_as_member && context.control.leader().is_some() {
+            self.lonely_since = None;
             return false;
         }
-        // Also if its state says nothing of it: one that was removed, and is started again, reads there that others are members.
-        let since = *self.without_leader_since.get_or_insert_with(Instant::now);
+        let since = *self.lonely_since.get_or_insert_with(Instant::now);
         if since.elapsed() < ASK_AFTER {
             return false;
         }
-        self.without_leader_since = Some(Instant::now());
+        self.lonely_since = Some(Instant::now());
         self.ask_others(context).await
     }
 
