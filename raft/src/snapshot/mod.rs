@@ -280,3 +280,65 @@ pub(crate) fn meta_of(mark: proto::AppliedMark) -> io::Result<SnapshotMeta> {
     let membership = membership.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     Ok(SnapshotMeta { last_log_id: mark.at.map(Into::into), last_membership: membership.unwrap_or_default() })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::thread;
+
+    use super::*;
+
+    const GROUP: GroupId = GroupId(3);
+    const REPLICA: ReplicaId = 7;
+    /// Who finds a directory gone is decided by chance, so it is tried often.
+    const ROUNDS: usize = 20;
+    const CHECKPOINTS: usize = 32;
+
+    fn made(dirs: &CheckpointDirs) -> Checkpoint {
+        let path = dirs.next(GROUP, REPLICA).expect("a name");
+        fs_err::create_dir(&path).expect("nothing is there");
+        fs_err::write(path.join("rows"), b"rows").expect("it is there");
+        Checkpoint::new(path)
+    }
+
+    #[test]
+    fn a_checkpoint_that_is_gone_already_is_no_error_where_it_is_destroyed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let dirs = CheckpointDirs::open(dir.path().join("checkpoints")).expect("a new directory");
+        let (gone, there) = (made(&dirs), made(&dirs));
+        gone.keep().expect("it is there");
+        there.keep().expect("it is there");
+        fs_err::remove_dir_all(gone.dir()).expect("somebody is faster");
+        dirs.destroy(GROUP).expect("the other one is left to destroy");
+        assert!(!there.dir().exists());
+        fs_err::remove_dir_all(&dirs.root).expect("somebody takes them all");
+        dirs.destroy(GROUP).expect("none is left to destroy");
+        let refused = io::Error::from(io::ErrorKind::PermissionDenied);
+        assert!(removed(fs_err::remove_dir_all(gone.dir())).is_ok() && removed(Err(refused)).is_err());
+    }
+
+    /// A node that is started again in the same process meets the last users of what its earlier life has left.
+    #[test]
+    fn who_clears_the_checkpoints_up_is_not_held_up_by_others_that_delete_them_too() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = dir.path().join("checkpoints");
+        let dirs = CheckpointDirs::open(root.clone()).expect("a new directory");
+        for _ in 0..ROUNDS {
+            let used: Vec<Checkpoint> = (0..CHECKPOINTS).map(|_| made(&dirs)).collect();
+            let together = Barrier::new(3);
+            thread::scope(|scope| {
+                let clear = || {
+                    together.wait();
+                    CheckpointDirs::open(root.clone())
+                };
+                let cleared = [scope.spawn(clear), scope.spawn(clear)];
+                together.wait();
+                drop(used);
+                for cleared in cleared {
+                    cleared.join().expect("no panic").expect("what is gone is gone");
+                }
+            });
+            assert_eq!(fs_err::read_dir(&root).expect("it is there").count(), 0);
+        }
+    }
+}
