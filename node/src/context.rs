@@ -79,3 +79,31 @@ impl Context {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use crate::testing::on_stage;
+
+    const YEAR_US: u64 = 365 * 24 * 3_600 * 1_000_000;
+
+    /// Request ids are minted and judged by it: a node whose clock has stopped in another year would refuse all of them.
+    #[tokio::test(start_paused = true)]
+    async fn a_wall_clock_that_is_years_behind_is_outvoted_by_log_time() {
+        on_stage(async |stage| {
+            let right = stage.clock.wall.load(Ordering::Relaxed);
+            assert_eq!(stage.context.now_us(), right, "there is no log time yet");
+            stage.found(1).await;
+            assert_eq!(stage.context.control.log_time().0, right);
+            stage.clock.wall.store(right - 20 * YEAR_US, Ordering::Relaxed);
+            assert_eq!(stage.context.now_us(), right, "log time");
+            stage.context.control.detach();
+            assert_eq!(stage.context.now_us(), right, "the time that the replica has reached");
+            let later = right + 20 * YEAR_US;
+            stage.clock.wall.store(later, Ordering::Relaxed);
+            assert_eq!(stage.context.now_us(), later, "log time may be behind");
+        })
+        .await;
+    }
+}

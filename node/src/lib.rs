@@ -36,6 +36,8 @@ pub mod quarantine;
 pub mod request;
 pub mod start;
 pub mod tasks;
+#[cfg(test)]
+mod testing;
 
 pub use config::{Config, TimersProfile};
 pub use context::Context;

@@ -177,31 +177,10 @@ impl LogClock {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::Ordering;
 
     use super::*;
-
-    #[derive(Default)]
-    struct Hands {
-        monotonic: AtomicU64,
-        wall: AtomicU64,
-    }
-
-    impl Hands {
-        fn pass(&self, us: u64) {
-            self.monotonic.fetch_add(us, Ordering::Relaxed);
-            self.wall.fetch_add(us, Ordering::Relaxed);
-        }
-    }
-
-    impl Clock for Hands {
-        fn monotonic_us(&self) -> u64 {
-            self.monotonic.load(Ordering::Relaxed)
-        }
-        fn wall_us(&self) -> u64 {
-            self.wall.load(Ordering::Relaxed)
-        }
-    }
+    use crate::testing::Hands;
 
     fn hands(wall: u64) -> Arc<Hands> {
         let hands = Arc::new(Hands::default());
