@@ -136,8 +136,26 @@ async fn record(leader: &Leader, new: Vec<(SessionId, u64)>) -> bool {
 mod tests {
     use tokio::sync::oneshot;
 
+    use quorate_state::control::Reply;
+    use tokio::time::timeout;
+
     use super::super::frames::{Attach, Beat, Place};
+    use super::super::metrics::TaskMetrics;
     use super::*;
+    use crate::testing::{PATIENCE, Stage, on_stage};
+
+    fn leader(stage: &Stage) -> Arc<Leader> {
+        let metrics = TaskMetrics::new(&stage.context.metrics.registry).expect("registered once");
+        Arc::new(Leader::new(stage.context.clone(), Arc::new(metrics)))
+    }
+
+    async fn open_session(stage: &Stage) -> u64 {
+        let open = Command::OpenSession { agent: "a".into(), roles: vec!["r".into()], slots: 1, ttl_ms: 10_000 };
+        match stage.run(open).await {
+            Reply::Session { session } => session.0,
+            other => panic!("{other:?}"),
+        }
+    }
 
     fn attach(session: u64, attachment: u64) -> Attach {
         Attach { session, attachment, holding: Vec::new() }
@@ -206,5 +224,56 @@ mod tests {
         let (_, tell) = kept(&mut attaching, Up { attaches: vec![attach(1, 2)], ..Up::default() });
         tell.send(false).expect("it is waited for");
         assert_eq!(attaching.next().await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_waits_while_the_leader_is_not_confirmed_and_goes_on_once_it_is() {
+        on_stage(async |stage| {
+            stage.start_control().await;
+            let (leader, mut attaching) = (leader(&stage), Attaching::default());
+            let up = Up { attaches: vec![attach(1, 0)], beats: vec![beat(1, 3), beat(2, 7)], ..Up::default() };
+            let rest = attaching.admit(&leader, up);
+            assert_eq!(rest, Up { beats: vec![beat(2, 7)], ..Up::default() }, "only who comes has to wait");
+            assert!(timeout(PATIENCE, attaching.next()).await.is_err(), "nobody has confirmed it");
+            stage.lead().await;
+            let part = timeout(PATIENCE, attaching.next()).await.expect("it is confirmed").expect("it leads");
+            let said = Up { attaches: vec![attach(1, 0)], beats: vec![beat(1, 3)], ..Up::default() };
+            assert_eq!(part, [said.clone()]);
+            assert_eq!(attaching.admit(&leader, said.clone()), said, "nothing keeps it back any more");
+            assert!(attaching.is_empty());
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_was_cut_off_lets_also_the_streams_wait_that_the_log_knows() {
+        on_stage(async |stage| {
+            stage.found(1).await;
+            let session = open_session(&stage).await;
+            let (leader, mut attaching) = (leader(&stage), Attaching::default());
+            let up = Up { attaches: vec![attach(session, 0)], ..Up::default() };
+            assert_eq!(attaching.admit(&leader, up.clone()), up, "a majority follows");
+            stage.lose_majority().await;
+            assert_eq!(attaching.admit(&leader, up), Up::default());
+            assert!(timeout(PATIENCE, attaching.next()).await.is_err(), "another one may lead by now");
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_the_log_does_not_know_waits_until_it_does_and_one_that_it_knows_does_not() {
+        on_stage(async |stage| {
+            stage.found(1).await;
+            let (moved, known) = (open_session(&stage).await, open_session(&stage).await);
+            let (leader, mut attaching) = (leader(&stage), Attaching::default());
+            let up = Up { attaches: vec![attach(moved, 1), attach(known, 0)], ..Up::default() };
+            let rest = attaching.admit(&leader, up);
+            assert_eq!(rest, Up { attaches: vec![attach(known, 0)], ..Up::default() });
+            let part = timeout(PATIENCE, attaching.next()).await.expect("a majority follows").expect("it leads");
+            assert_eq!(part, [Up { attaches: vec![attach(moved, 1)], ..Up::default() }]);
+            let attachment = stage.context.control.read(|state| state.attachment(SessionId(moved)));
+            assert_eq!(attachment, Some(1), "every later leader refuses what is said on the one that was left");
+        })
+        .await;
     }
 }

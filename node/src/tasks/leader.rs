@@ -66,7 +66,7 @@ struct Link {
 pub(super) type Posts = BTreeMap<LinkId, Down>;
 
 impl Leader {
-    fn new(context: Context, metrics: Arc<TaskMetrics>) -> Leader {
+    pub(super) fn new(context: Context, metrics: Arc<TaskMetrics>) -> Leader {
         let now = Instant::now();
         let roster = context.control.read(|state| Roster::new(state, now));
         let book = Book { roster, links: HashMap::new(), next_link: 0 };
