@@ -120,18 +120,7 @@ pub(super) fn start(
     leader: watch::Receiver<Option<Arc<Leader>>>,
 ) -> (mpsc::Sender<Word>, BoxFuture<'static, ()>) {
     let (sender, words) = mpsc::channel(WORDS);
-    let relay = Relay {
-        context,
-        leader,
-        sessions: HashMap::new(),
-        link: Link::Down,
-        pending: Up::default(),
-        beats: BTreeMap::new(),
-        beats_due: None,
-        next_try: Instant::now(),
-        pause: FIRST_PAUSE,
-    };
-    (sender, relay.run(words).boxed())
+    (sender, Relay::new(context, leader).run(words).boxed())
 }
 
 enum Happened {
@@ -144,6 +133,21 @@ enum Happened {
 }
 
 impl Relay {
+    /// Without sessions and without a stream to the leader.
+    fn new(context: Context, leader: watch::Receiver<Option<Arc<Leader>>>) -> Relay {
+        Relay {
+            context,
+            leader,
+            sessions: HashMap::new(),
+            link: Link::Down,
+            pending: Up::default(),
+            beats: BTreeMap::new(),
+            beats_due: None,
+            next_try: Instant::now(),
+            pause: FIRST_PAUSE,
+        }
+    }
+
     async fn run(mut self, mut words: mpsc::Receiver<Word>) {
         let mut leadership = self.context.control.leadership();
         let shutdown = self.context.shutdown.clone();
@@ -516,4 +520,90 @@ fn finish_token(finish: &v1::Finish) -> Option<Token> {
 pub(super) fn release_guard() -> (CancellationToken, DropGuard) {
     let token = CancellationToken::new();
     (token.clone(), token.drop_guard())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::frames::SessionCancel;
+    use super::*;
+    use crate::testing::{Stage, on_stage};
+
+    const SESSION: u64 = 5;
+    const TASK: u64 = 70;
+    const TOKEN: v1::Token = v1::Token { position: 9, ordinal: 2 };
+
+    type Told = mpsc::Receiver<Result<v1::WorkResponse, Status>>;
+
+    /// A relay with a stream that the leader has not taken in yet, and what its agent is told.
+    fn attached(stage: &Stage, attachment: u64) -> (Relay, Told) {
+        let mut relay = Relay::new(stage.context.clone(), watch::channel(None).1);
+        let (agent, told) = mpsc::channel(8);
+        let (_, released) = release_guard();
+        relay.listen(Word::Attach { session: SESSION, attachment, holding: Vec::new(), agent, released });
+        (relay, told)
+    }
+
+    /// A grant of one task, as the leader sends it.
+    fn granted() -> Down {
+        let grant = v1::Grant { task_id: TASK, token: Some(TOKEN), ..v1::Grant::default() };
+        Down { grants: vec![SessionGrant { session: SESSION, grant: Some(grant) }], ..Down::default() }
+    }
+
+    /// The word that a stream is taken in.
+    fn taken_in(attachment: u64) -> Vec<Attached> {
+        vec![Attached { session: SESSION, attachment, ttl_ms: 10_000, lost: Vec::new() }]
+    }
+
+    fn receive(relay: &mut Relay, down: &Down) {
+        relay.receive(down.encode_to_vec().into());
+    }
+
+    /// What the agent is told next.
+    fn next(told: &mut Told) -> Option<Frame> {
+        told.try_recv().ok().and_then(|said| said.expect("no error").frame)
+    }
+
+    fn is_opened(frame: Option<&Frame>) -> bool {
+        matches!(frame, Some(Frame::Opened(opened)) if opened.session_id == SESSION)
+    }
+
+    fn is_grant(frame: Option<&Frame>) -> bool {
+        matches!(frame, Some(Frame::Grants(batch)) if batch.grants.iter().map(|grant| grant.task_id).eq([TASK]))
+    }
+
+    #[tokio::test]
+    async fn a_grant_that_comes_before_a_stream_is_opened_goes_to_its_agent_only_behind_that_word() {
+        on_stage(async |stage| {
+            let (mut relay, mut told) = attached(&stage, 1);
+            // The leader has sent it to the stream that the agent has left.
+            receive(&mut relay, &granted());
+            assert_eq!(next(&mut told), None, "an agent whose stream is not opened takes nothing");
+            let mut up = Up::default();
+            relay.sessions[&SESSION].announce(SESSION, &mut up);
+            assert_eq!(up.attaches[0].holding, [], "so the leader finds it missing, and sends it again");
+            receive(&mut relay, &Down { attached: taken_in(1), ..granted() });
+            let (first, second) = (next(&mut told), next(&mut told));
+            assert!(is_opened(first.as_ref()) && is_grant(second.as_ref()), "{first:?} {second:?}");
+            receive(&mut relay, &granted());
+            assert_eq!(next(&mut told), None, "it has it");
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn neither_a_cancel_nor_the_word_of_an_earlier_stream_goes_before_that_a_stream_is_opened() {
+        on_stage(async |stage| {
+            let (mut relay, mut told) = attached(&stage, 2);
+            let cancel = v1::CancelAttempt { task_id: TASK, token: Some(TOKEN) };
+            let cancels = vec![SessionCancel { session: SESSION, cancel: Some(cancel) }];
+            receive(&mut relay, &Down { cancels, ..Down::default() });
+            receive(&mut relay, &Down { attached: taken_in(1), ..granted() });
+            assert_eq!(next(&mut told), None, "that was about the stream that it has left");
+            receive(&mut relay, &Down { attached: taken_in(2), ..Down::default() });
+            receive(&mut relay, &granted());
+            let (first, second) = (next(&mut told), next(&mut told));
+            assert!(is_opened(first.as_ref()) && is_grant(second.as_ref()), "{first:?} {second:?}");
+        })
+        .await;
+    }
 }
