@@ -278,7 +278,44 @@ fn parse_page_token(token: &str) -> Result<TaskId, Error> {
 
 #[cfg(test)]
 mod tests {
+    use quorate_state::control::{NewTask, TaskState};
+    use uuid::Uuid;
+
     use super::*;
+    use crate::request::new_request_id;
+    use crate::testing::{PATIENCE, Stage, on_stage};
+
+    async fn enqueue(stage: &Stage) -> TaskId {
+        let task = NewTask { queue: "q".into(), role: "r".into(), payload: b"p".to_vec(), ..NewTask::default() };
+        match stage.run(Command::Enqueue { tasks: vec![task] }).await {
+            Reply::Tasks(tasks) => tasks[0],
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The refusals of a read promise that nothing was done. A client that believed it would cancel nothing, and say so.
+    #[tokio::test(start_paused = true)]
+    async fn a_cancel_that_is_committed_and_cannot_be_read_back_has_no_known_outcome() {
+        on_stage(async |stage| {
+            stage.found(1).await;
+            let tasks = Tasks::start(stage.context.clone()).expect("on a registry of its own");
+            let task = enqueue(&stage).await;
+            let request_id = Uuid::from_u128(new_request_id(stage.context.now_us()).0).to_string();
+            let request = v1::CancelTaskRequest { task_id: task.0, request_id };
+            let deadline = Instant::now() + PATIENCE;
+            stage.states.set_unreadable(true);
+            let error = tasks.get(task, deadline).await.expect_err("there is nothing to read it from");
+            assert_eq!(error.reason, ErrorReason::ShuttingDown, "{error}");
+            let error = tasks.cancel(request.clone(), deadline).await.expect_err("it cannot be read back");
+            assert_eq!(error.reason, ErrorReason::OutcomeUnknown, "{error}");
+            let state = stage.context.control.read(|state| state.task(task).map(|view| view.state));
+            assert_eq!(state, Some(TaskState::Cancelled), "it was committed");
+            stage.states.set_unreadable(false);
+            let found = tasks.cancel(request, deadline).await.expect("the same request finds out");
+            assert_eq!((found.id, found.state()), (task.0, v1::TaskState::Cancelled));
+        })
+        .await;
+    }
 
     #[test]
     fn a_page_token_comes_back() {
