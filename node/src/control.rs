@@ -323,3 +323,40 @@ impl ControlHandle {
         self.inner.running.read().as_ref().map(|running| running.proposer.clone()).ok_or_else(|| self.absence())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+
+    /// So often who passes something on lets others go first: time enough for an end that does not wait.
+    const TURNS: usize = 10_000;
+
+    /// Otherwise the last word of a group that was let go of could be taken for news of the one that comes after it.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_end_waits_for_what_is_being_passed_on_and_nothing_is_after_it() {
+        let said = watch::Sender::new(Leadership::default());
+        let (begin, begun) = mpsc::channel();
+        let passed = Arc::new(AtomicUsize::new(0));
+        let counted = passed.clone();
+        let following = Following::start(said.subscribe(), move |_| {
+            // Nobody listens any more once the test has seen what it wants.
+            let _ = begin.send(());
+            (0..TURNS).for_each(|_| thread::yield_now());
+            counted.fetch_add(1, Ordering::SeqCst);
+            true
+        });
+        begun.recv().expect("what is so at the start is passed on too");
+        following.end();
+        assert_eq!(passed.load(Ordering::SeqCst), 1, "it was waited for");
+        said.send_replace(Leadership { term: 7, ..Leadership::default() });
+        drop(said);
+        while !following.task.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(passed.load(Ordering::SeqCst), 1, "nothing comes after it");
+    }
+}

@@ -286,6 +286,7 @@ mod tests {
     use quorate_state::{Entry, LogTime, Position};
 
     use super::*;
+    use crate::testing::{CONTROL_REPLICA, on_stage};
 
     fn control(members: u64) -> Control {
         let record = |node| NodeRecord {
@@ -326,5 +327,36 @@ mod tests {
         assert!(is_in_full_service(&two, &view(&[1]), NodeId(2), 3));
         let seven = control(7);
         assert!(is_in_full_service(&seven, &view(&[1, 3, 4, 5, 6]), NodeId(2), 8));
+    }
+
+    /// Otherwise the supervisor would try again at once, and again, for as long as the disk refuses.
+    #[tokio::test(start_paused = true)]
+    async fn a_quarantine_of_control_that_did_not_go_through_is_for_the_next_round() {
+        on_stage(async |stage| {
+            let formation = Formation::new(stage.context.clone());
+            let quarantine = &stage.context.quarantine;
+            let stage_of = || quarantine.case(GroupId::CONTROL).map(|case| case.stage);
+            quarantine.found(GroupId::CONTROL, CONTROL_REPLICA, "bit-rot");
+            assert!(!formation.heal().await, "there is no such replica");
+            assert_eq!(stage_of(), Some(Stage::Found));
+            stage.start_control().await;
+            assert!(formation.heal().await, "there is");
+            assert_eq!(stage_of(), Some(Stage::Quarantined));
+            assert!(stage.context.control.group().is_none(), "it serves no more");
+            assert!(!formation.heal().await, "nobody is there who could give it a successor");
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_case_that_does_not_say_which_replica_it_was_is_not_settled() {
+        on_stage(async |stage| {
+            stage.start_control().await;
+            stage.context.quarantine.known(GroupId::CONTROL, None, "its log is gone");
+            let case = stage.context.quarantine.case(GroupId::CONTROL).expect("open");
+            assert!(!Formation::new(stage.context.clone()).settle(&case).await);
+            assert!(stage.context.control.group().is_some(), "which one is meant nobody can say");
+        })
+        .await;
     }
 }
