@@ -409,3 +409,180 @@ pub async fn stop_control(context: &Context) {
     context.control.detach();
     context.groups.stop_group(GroupId::CONTROL).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use quorate_raft::{Fault, LogPosition, Machine, Reply, RowBatch, StateStore};
+    use quorate_state::control::Reply as ControlReply;
+
+    use super::*;
+    use crate::testing::{Stage as Scene, on_stage};
+
+    /// Serves replicas that nobody asks anything.
+    struct Still;
+
+    impl Machine for Still {
+        fn apply(&mut self, _: LogPosition, _: &[u8], _: &mut RowBatch) -> Result<Reply, Fault> {
+            Ok(Reply::none())
+        }
+        fn applied(&mut self, _: LogPosition) {}
+        fn load(&mut self, _: Arc<dyn StateStore>, _: Option<LogPosition>) -> Result<(), Fault> {
+            Ok(())
+        }
+        fn hash(&self) -> u64 {
+            0
+        }
+    }
+
+    #[async_trait]
+    impl ShardHost for Still {
+        fn machine(&self, _: ShardId, _: ReplicaId) -> Box<dyn Machine> {
+            Box::new(Still)
+        }
+        async fn started(&self, _: ShardId, _: Group) {}
+        async fn stopping(&self, _: ShardId) {}
+        async fn destroyed(&self, _: ShardId) {}
+    }
+
+    fn hosting(scene: &Scene) -> Hosting {
+        Hosting::new(scene.context.clone(), Arc::new(Still))
+    }
+
+    /// Has the map place a replica of a shard on this node, whose group has been made.
+    async fn place(scene: &Scene, shard: u32) -> ReplicaId {
+        let shard = ShardId(shard);
+        scene.run(Command::ShardInitialized { shard }).await;
+        match scene.run(Command::PlaceReplica { shard, node: in_state(scene.context.node) }).await {
+            ControlReply::Replica { replica } => replica,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What the map says of a replica of shard 1.
+    fn named(scene: &Scene, replica: ReplicaId) -> Option<ReplicaState> {
+        scene.context.control.read(|control| Some(control.shard(ShardId(1))?.replica(replica)?.state))
+    }
+
+    fn served(hosting: &Hosting) -> Vec<(ShardId, ReplicaId)> {
+        hosting.running().into_iter().map(|(shard, group)| (shard, group.replica())).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quarantine_that_did_not_go_through_is_for_the_next_round_and_holds_up_no_other() {
+        on_stage(async |scene| {
+            let hosting = hosting(&scene);
+            let quarantine = &scene.context.quarantine;
+            let stages = || [1, 2, 3].map(|shard| quarantine.case(GroupId(shard)).map(|case| case.stage));
+            assert!(!hosting.settle().await, "nothing was found");
+            quarantine.found(GroupId(1), 5, "bit-rot");
+            assert!(!hosting.settle().await, "there is no such replica");
+            assert_eq!(stages(), [Some(Stage::Found), None, None]);
+            hosting.start(ShardId(2), 6).await.expect("a new replica");
+            quarantine.found(GroupId(2), 6, "bit-rot");
+            quarantine.found(GroupId(3), 7, "bit-rot");
+            assert!(hosting.settle().await, "one of them went through");
+            assert_eq!(stages(), [Some(Stage::Found), Some(Stage::Quarantined), Some(Stage::Found)]);
+            assert!(!hosting.settle().await, "it is settled, and the others still are not");
+            assert_eq!(served(&hosting), []);
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_round_waits_once_for_a_control_that_does_not_answer_and_goes_on_with_what_is_stored() {
+        on_stage(async |scene| {
+            scene.found(4).await;
+            let hosting = hosting(&scene);
+            let stored = place(&scene, 2).await;
+            assert!(hosting.reconcile().await);
+            assert_eq!(served(&hosting), [(ShardId(2), stored)], "control has answered");
+            hosting.stop().await;
+            for shard in [1, 3, 4] {
+                place(&scene, shard).await;
+            }
+            scene.lose_majority().await;
+            let asked = Instant::now();
+            assert!(hosting.reconcile().await);
+            assert_eq!(served(&hosting), [(ShardId(2), stored)], "nobody says that the map is still right");
+            let waited = asked.elapsed();
+            assert!((BARRIER_TIMEOUT..2 * BARRIER_TIMEOUT).contains(&waited), "{waited:?}");
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_round_in_which_control_answers_starts_all_that_the_map_names() {
+        on_stage(async |scene| {
+            scene.found(2).await;
+            let hosting = hosting(&scene);
+            let placed = [place(&scene, 1).await, place(&scene, 2).await];
+            let mut control_answers = true;
+            assert!(!hosting.may_start(ShardId(1), placed[1], &mut control_answers).await, "the map names another");
+            assert!(control_answers);
+            assert!(hosting.reconcile().await);
+            assert_eq!(served(&hosting), [(ShardId(1), placed[0]), (ShardId(2), placed[1])]);
+            hosting.stop().await;
+            control_answers = false;
+            assert!(hosting.may_start(ShardId(1), placed[0], &mut control_answers).await, "it is stored");
+            hosting.destroy(ShardId(1)).await.expect("deleted");
+            assert!(!hosting.may_start(ShardId(1), placed[0], &mut control_answers).await, "it is not asked again");
+        })
+        .await;
+    }
+
+    /// As `node/tests/cluster/deleting.rs` on real disks.
+    #[tokio::test(start_paused = true)]
+    async fn a_deleted_replica_is_not_started_again_by_a_map_that_names_it_and_that_nobody_confirms() {
+        on_stage(async |scene| {
+            scene.found(1).await;
+            let hosting = hosting(&scene);
+            let replica = place(&scene, 1).await;
+            assert!(hosting.reconcile().await);
+            hosting.destroy(ShardId(1)).await.expect("deleted");
+            scene.lose_majority().await;
+            assert!(!hosting.reconcile().await);
+            assert_eq!(named(&scene, replica), Some(ReplicaState::Joining), "the map is behind");
+            assert_eq!(served(&hosting), []);
+            assert_eq!(stored_replica(&scene.context.groups, GroupId(1)), None);
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_is_deleted_once_the_map_gives_its_place_to_another() {
+        on_stage(async |scene| {
+            scene.found(1).await;
+            let hosting = hosting(&scene);
+            let shard = ShardId(1);
+            let replica = place(&scene, 1).await;
+            let other = scene.admit_other().await;
+            let ControlReply::Replica { replica: elsewhere } =
+                scene.run(Command::PlaceReplica { shard, node: other }).await
+            else {
+                panic!("no replica");
+            };
+            for replica in [replica, elsewhere] {
+                scene.run(Command::ReplicaJoined { shard, replica }).await;
+            }
+            assert!(hosting.reconcile().await);
+            assert!(!hosting.reconcile().await);
+            assert_eq!((served(&hosting), named(&scene, replica)), (vec![(shard, replica)], Some(ReplicaState::Voter)));
+
+            let replace = Command::ReplaceReplica { shard, node: in_state(scene.context.node), replica };
+            let ControlReply::Replica { replica: successor } = scene.run(replace).await else { panic!("no replica") };
+            assert!(hosting.reconcile().await);
+            assert_eq!(
+                (named(&scene, replica), named(&scene, successor)),
+                (Some(ReplicaState::Retiring), Some(ReplicaState::Joining))
+            );
+            assert_eq!(served(&hosting), [(shard, successor)]);
+            let stored = stored_replica(&scene.context.groups, GroupId(1)).map(|stored| stored.replica);
+            assert_eq!(stored, Some(successor), "nothing is left of the old one");
+            scene.run(Command::ForgetReplica { shard, replica }).await;
+            assert!(!hosting.reconcile().await);
+            assert_eq!((named(&scene, replica), served(&hosting)), (None, vec![(shard, successor)]));
+        })
+        .await;
+    }
+}

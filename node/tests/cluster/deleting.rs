@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use quorate_raft::{GroupId, Groups, GroupsConfig, Identity, Seams};
-use quorate_state::control::{Command, Reply};
+use quorate_state::control::{Command, Control, Reply};
 use quorate_state::{NodeId, Operation, ShardId};
 use tokio::time::{Instant, interval, timeout};
 
@@ -39,6 +39,15 @@ async fn replace(asked: &TestNode, node: u64) -> (u64, u64) {
     }
 }
 
+/// The replicas of the shard that the map names on `node`, as far as `asked` has read it.
+fn named(asked: &TestNode, node: u64) -> Vec<u64> {
+    let on_node = |state: &Control| {
+        let replicas = state.shard(ShardId(1)).map(|shard| shard.replicas.clone()).unwrap_or_default();
+        replicas.iter().filter(|held| held.node == NodeId(node)).map(|held| held.replica).collect()
+    };
+    asked.handle.context().control.read(on_node)
+}
+
 /// The simulation found it (seed 536): the deletion is done, the node starts again, and what it knows of the map is
 /// from before it.
 #[tokio::test(flavor = "multi_thread")]
@@ -61,10 +70,13 @@ async fn a_node_that_is_behind_does_not_start_a_deleted_replica_again() {
         }
     });
     assert!(started.await.is_err(), "nobody told it that its map is still right");
+    assert_eq!(named(&node, number), [replica], "by its map it would have had to start the deleted one");
 
     let mut nodes = join_all(others.into_iter().map(|other| other.start(|_| {}))).await;
     let held = |_: &_| groups.group(SHARD).map(|group| group.replica()) == Some(successor);
     node.wait_for("the successor is there", held).await;
+    let forgotten = |_: &_| named(&node, number) == [successor];
+    node.wait_for("the map names only the successor", forgotten).await;
     node.wait_healthy(3).await;
     nodes.push(node);
     stop(nodes).await;
