@@ -238,7 +238,7 @@ mod tests {
             stage.lead().await;
             let part = timeout(PATIENCE, attaching.next()).await.expect("it is confirmed").expect("it leads");
             let said = Up { attaches: vec![attach(1, 0)], beats: vec![beat(1, 3)], ..Up::default() };
-            assert_eq!(part, [said.clone()]);
+            assert_eq!(part, std::slice::from_ref(&said));
             assert_eq!(attaching.admit(&leader, said.clone()), said, "nothing keeps it back any more");
             assert!(attaching.is_empty());
         })
