@@ -180,7 +180,7 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     use super::*;
-    use crate::testing::Hands;
+    use crate::testing::{Hands, Still};
 
     fn hands(wall: u64) -> Arc<Hands> {
         let hands = Arc::new(Hands::default());
@@ -209,19 +209,6 @@ mod tests {
     /// The simulation found it (seed 10).
     #[test]
     fn time_counts_from_the_last_entry_with_a_stamp_though_it_says_what_the_one_before_said() {
-        struct Still;
-        impl Machine for Still {
-            fn apply(&mut self, _: LogPosition, _: &[u8], _: &mut RowBatch) -> Result<Reply, Fault> {
-                Ok(Reply::none())
-            }
-            fn applied(&mut self, _: LogPosition) {}
-            fn load(&mut self, _: Arc<dyn StateStore>, _: Option<LogPosition>) -> Result<(), Fault> {
-                Ok(())
-            }
-            fn hash(&self) -> u64 {
-                0
-            }
-        }
         let hands = hands(1_000);
         let reached = Reached::new(hands.clone());
         let mut machine = Timed::new(Box::new(Still), reached.clone(), || LogTime(1_000));

@@ -11,8 +11,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use quorate_raft::memory::{MemoryFloor, MemoryLog, MemoryStates};
 use quorate_raft::{
-    BoxIo, ClusterId, Connector, Group, GroupId, Groups, GroupsConfig, Identity, Member, NodeId, ReplicaId, Seams,
-    TaskHooks, WriterMode,
+    BoxIo, ClusterId, Connector, Fault, Group, GroupId, Groups, GroupsConfig, Identity, LogPosition, Machine, Member,
+    NodeId, ReplicaId, Reply as RaftReply, RowBatch, Seams, StateStore, TaskHooks, WriterMode,
 };
 use quorate_state::Operation;
 use quorate_state::control::{Command, NodeRecord, Reply};
@@ -64,6 +64,22 @@ impl Clock for Hands {
     }
     fn wall_us(&self) -> u64 {
         self.wall.load(Ordering::Relaxed)
+    }
+}
+
+/// A machine of replicas that nobody asks anything.
+pub(crate) struct Still;
+
+impl Machine for Still {
+    fn apply(&mut self, _: LogPosition, _: &[u8], _: &mut RowBatch) -> Result<RaftReply, Fault> {
+        Ok(RaftReply::none())
+    }
+    fn applied(&mut self, _: LogPosition) {}
+    fn load(&mut self, _: Arc<dyn StateStore>, _: Option<LogPosition>) -> Result<(), Fault> {
+        Ok(())
+    }
+    fn hash(&self) -> u64 {
+        0
     }
 }
 

@@ -413,27 +413,11 @@ pub async fn stop_control(context: &Context) {
 #[cfg(test)]
 mod tests {
     use async_trait::async_trait;
-    use quorate_raft::{Fault, LogPosition, Machine, Reply, RowBatch, StateStore};
+    use quorate_raft::Machine;
     use quorate_state::control::Reply as ControlReply;
 
     use super::*;
-    use crate::testing::{Stage as Scene, on_stage};
-
-    /// Serves replicas that nobody asks anything.
-    struct Still;
-
-    impl Machine for Still {
-        fn apply(&mut self, _: LogPosition, _: &[u8], _: &mut RowBatch) -> Result<Reply, Fault> {
-            Ok(Reply::none())
-        }
-        fn applied(&mut self, _: LogPosition) {}
-        fn load(&mut self, _: Arc<dyn StateStore>, _: Option<LogPosition>) -> Result<(), Fault> {
-            Ok(())
-        }
-        fn hash(&self) -> u64 {
-            0
-        }
-    }
+    use crate::testing::{Stage as Scene, Still, on_stage};
 
     #[async_trait]
     impl ShardHost for Still {
