@@ -58,7 +58,7 @@ MINUTES ?= 10
 HOURS ?= 2
 LEDGER := jepsen/LEDGER.md
 # What is run, for the ledger. The ledger's own new lines change nothing of that.
-COMMIT = $$(git describe --always)$$(git diff --quiet HEAD -- . ':!$(LEDGER)' || echo -dirty)
+COMMIT = $$(git describe --always)$$(test -z "$$(git status --porcelain -- . ':!$(LEDGER)')" || echo -dirty)
 # Pieces of the campaign, or planted bugs, at the same time.
 JOBS ?= 1
 programs: build

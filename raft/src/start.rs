@@ -9,7 +9,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::apply::{Adapter, AdapterParts, LoadError};
+use crate::apply::{Adapter, AdapterParts, Lease, LoadError};
+use crate::checkpoints::Checkpoints;
 use crate::followers::Followers;
 use crate::group::{Leadership, Running, run_health, run_leadership};
 use crate::groups::{GroupConfig, Inner, OpenError};
@@ -17,7 +18,7 @@ use crate::ids::{GroupId, ReplicaId};
 use crate::log::{GroupLog, LogError};
 use crate::machine::Machine;
 use crate::purge::run_purge;
-use crate::reads::run_reads;
+use crate::reads::{Read, run_reads};
 use crate::timers::Timers;
 use crate::transport::Networks;
 use crate::types::LogId;
@@ -60,7 +61,6 @@ async fn bring_up(
 ) -> Result<Arc<Running>, OpenError> {
     let timers = config.timers.unwrap_or(inner.config.timers);
     let settings = Arc::new(settings(group, timers, inner.config.purge_tail)?);
-    let damaged = |reason: String| OpenError::Damaged { group, replica, reason };
     let stateless = !inner.states.holds(group);
     let restarted = inner.log.knows(group);
     let log = open_log(inner, group, replica).await?;
@@ -71,33 +71,7 @@ async fn bring_up(
     }
     let health = log.health();
     let (lease, released) = oneshot::channel();
-    let parts = AdapterParts {
-        group,
-        replica,
-        machine,
-        states: inner.states.clone(),
-        dirs: inner.dirs.clone(),
-        blocking: inner.blocking,
-        limit_bytes: inner.config.snapshot_log_bytes,
-        hash_every: inner.config.hash_every,
-        log: inner.log.clone(),
-        reader: reader.clone(),
-        health: health.clone(),
-        observer: inner.config.observer.clone(),
-        lease: Arc::new(lease),
-    };
-    let unusable = |reason: String| OpenError::Unusable { group, reason };
-    let (adapter, checkpoints) = Adapter::open(parts).await.map_err(|error| match error {
-        LoadError::Damaged(reason) => damaged(reason),
-        LoadError::Unusable(reason) => unusable(reason),
-    })?;
-    fits(&log, adapter.reached()).map_err(damaged)?;
-    // openraft purges a log that ends below the state up to the state.
-    let hole = adapter.reached().map(|at| at.index).filter(|reached| log.reader().last() < Some(*reached));
-    checkpoints
-        .recover(hole.max(log.reader().purged()), adapter.reached())
-        .await
-        .map_err(|error| unusable(error.to_string()))?;
+    let (adapter, checkpoints) = open_state(inner, group, replica, machine, &log, Arc::new(lease)).await?;
     let hurry = Arc::new(AtomicBool::new(false));
     let followers = Arc::new(Followers::default());
     let networks = Networks {
@@ -112,8 +86,11 @@ async fn bring_up(
     // What it has answered in its last life, it does not know: it keeps what it may have promised there (`followers`).
     let rests_until = restarted.then(|| Instant::now() + timers.lease());
     let raft = Raft::build(replica, settings, networks, log, adapter).await;
-    // What it read on the way may have been damaged.
-    let raft = raft.map_err(|error| health.found().map_or_else(|| unusable(error.to_string()), damaged))?;
+    let raft = raft.map_err(|error| match health.found() {
+        // What it read on the way was damaged.
+        Some(reason) => OpenError::Damaged { group, replica, reason },
+        None => OpenError::Unusable { group, reason: error.to_string() },
+    })?;
     let applied = checkpoints.applied.clone();
     applied.grown_bytes.store(reader.bytes(), Ordering::Relaxed);
     applied.running.store(true, Ordering::Release);
@@ -142,22 +119,64 @@ async fn bring_up(
         ended: CancellationToken::new(),
         released: Mutex::new(Some(released)),
     });
-    // Peers may reach the group from here on; it may campaign only after that.
+    launch(inner, &running, asked);
+    Ok(running)
+}
+
+/// Opens the state of a replica and holds it against its log.
+async fn open_state(
+    inner: &Inner,
+    group: GroupId,
+    replica: ReplicaId,
+    machine: Box<dyn Machine>,
+    log: &GroupLog,
+    lease: Lease,
+) -> Result<(Adapter, Arc<Checkpoints>), OpenError> {
+    let damaged = |reason: String| OpenError::Damaged { group, replica, reason };
+    let unusable = |reason: String| OpenError::Unusable { group, reason };
+    let parts = AdapterParts {
+        group,
+        replica,
+        machine,
+        states: inner.states.clone(),
+        dirs: inner.dirs.clone(),
+        blocking: inner.blocking,
+        limit_bytes: inner.config.snapshot_log_bytes,
+        hash_every: inner.config.hash_every,
+        log: inner.log.clone(),
+        reader: log.reader(),
+        health: log.health(),
+        observer: inner.config.observer.clone(),
+        lease,
+    };
+    let (adapter, checkpoints) = Adapter::open(parts).await.map_err(|error| match error {
+        LoadError::Damaged(reason) => damaged(reason),
+        LoadError::Unusable(reason) => unusable(reason),
+    })?;
+    fits(log, adapter.reached()).map_err(damaged)?;
+    // openraft purges a log that ends below the state up to the state.
+    let hole = adapter.reached().map(|at| at.index).filter(|reached| log.reader().last() < Some(*reached));
+    let recovered = checkpoints.recover(hole.max(log.reader().purged()), adapter.reached()).await;
+    recovered.map_err(|error| unusable(error.to_string()))?;
+    Ok((adapter, checkpoints))
+}
+
+/// Lets the group run, with the tasks around it. Peers may reach it from here on; it may campaign only after that.
+fn launch(inner: &Inner, running: &Arc<Running>, asked: mpsc::UnboundedReceiver<Read>) {
     inner.directory.insert(running.clone());
-    running.raft.runtime_config().elect(rests_until.is_none());
+    running.raft.runtime_config().elect(running.rests_until.is_none());
     running.raft.run();
-    if let Some(until) = rests_until {
+    if let Some(until) = running.rests_until {
         let raft = running.raft.clone();
-        spawn(&running, async move {
+        spawn(running, async move {
             sleep_until(until).await;
             raft.runtime_config().elect(true);
         });
     }
-    spawn(&running, run_leadership(running.clone()));
-    spawn(&running, run_reads(running.clone(), asked));
-    spawn(&running, run_purge(running.clone()));
+    spawn(running, run_leadership(running.clone()));
+    spawn(running, run_reads(running.clone(), asked));
+    spawn(running, run_purge(running.clone()));
     tokio::spawn(run_health(running.clone(), inner.log.clone(), inner.directory.clone()));
-    Ok(running)
 }
 
 /// Opens the log of a replica. A new one begins without any state: what an earlier replica may have left belongs to nobody.

@@ -122,9 +122,13 @@ fn struck(history: &History, length: Micros, rules: &Rules, findings: &mut Findi
         if nemesis == CHAOS {
             // What was asked for by name as well strikes without it.
             let its_own = struck.iter().filter(|(name, _)| !rules.asked.iter().any(|asked| asked == *name));
-            let (installed, least) = (its_own.map(|(_, count)| count).sum::<u64>(), length.div_ceil(MINUTE).max(1));
+            // They are looked at together: of several each is to strike once a minute.
+            let of_its_kind = rules.asked.iter().filter(|asked| *asked == CHAOS).count() as u64;
+            let installed: u64 = its_own.map(|(_, count)| count).sum();
+            let minutes = length.div_ceil(MINUTE).max(1);
+            let least = minutes * of_its_kind;
             if installed < least {
-                findings.void(format!("{CHAOS} hardly struck: {installed} faults were installed in {least} minutes"));
+                findings.void(format!("{CHAOS} hardly struck: {installed} faults were installed in {minutes} minutes"));
             }
         } else if struck.get(nemesis.as_str()).copied().unwrap_or(0) == 0 {
             let tried = history.faults.iter().filter(|fault| fault.nemesis == *nemesis).count();

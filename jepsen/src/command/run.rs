@@ -27,7 +27,7 @@ pub(super) struct Run {
     #[arg(long, value_delimiter = ',', default_value = "none")]
     nemesis: Vec<String>,
     /// For how many seconds things break.
-    #[arg(long, default_value_t = 60.0)]
+    #[arg(long, default_value_t = 60.0, allow_negative_numbers = true)]
     time_limit: f64,
     /// What everything random follows from; absent: any.
     #[arg(long)]
@@ -48,10 +48,10 @@ pub(super) struct Run {
     #[arg(long)]
     keep: bool,
     /// Operations a second that clients aim at.
-    #[arg(long, default_value_t = 150.0)]
+    #[arg(long, default_value_t = 150.0, allow_negative_numbers = true)]
     rate: f64,
     /// Operations a second that must end well, else nothing is proved.
-    #[arg(long, default_value_t = 5.0)]
+    #[arg(long, default_value_t = 5.0, allow_negative_numbers = true)]
     floor: f64,
     /// How long a fault lasts, in seconds: `FROM..TO`.
     #[arg(long, value_parser = seconds_range)]

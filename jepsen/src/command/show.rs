@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::{Format, beside, campaign, exit, planted, table};
+use super::{Format, Usage, beside, campaign, exit, planted, table};
 use crate::check::{Outcome, judged};
 use crate::cluster;
 use crate::event::Verdict;
@@ -125,6 +125,9 @@ pub(super) struct Totals {
 
 impl Totals {
     pub(super) async fn execute(&self, interrupted: CancellationToken) -> Result<ExitCode> {
+        if !self.ledger.is_file() {
+            return Err(Usage(format!("{} is no ledger: give --ledger", self.ledger.display())).into());
+        }
         let mut ledger = Ledger::read(&self.ledger)?;
         if self.since.is_some() {
             ledger.since.clone_from(&self.since);

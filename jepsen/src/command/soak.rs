@@ -56,6 +56,9 @@ impl Soak {
         if !(0.001..=1_000.0).contains(&self.hours) {
             return Err(Usage("--hours is between 0.001 and 1000".into()).into());
         }
+        if !(self.floor.is_finite() && self.floor >= 0.0 && self.rate.is_finite() && self.rate > 0.0) {
+            return Err(Usage("--rate is a number above 0, --floor one from 0".into()).into());
+        }
         let began = Instant::now();
         let whole = Duration::from_secs_f64(self.hours * 3_600.0);
         let first = self.seed.unwrap_or_else(any_seed);

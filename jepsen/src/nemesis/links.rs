@@ -265,7 +265,8 @@ impl Subset {
             Some((number, leader)) => (number, Some(leader.parse().ok().filter(|leader| *leader < 3)?)),
             None => (argument, None),
         };
-        Some(Subset { number: number.parse().ok().filter(|number| *number < SUBSETS)?, leader })
+        // Subset 0 is the enumeration's control. Asked for by itself it would be a fault that breaks nothing.
+        Some(Subset { number: number.parse().ok().filter(|number| (1..SUBSETS).contains(number))?, leader })
     }
 }
 

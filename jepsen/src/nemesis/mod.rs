@@ -269,7 +269,7 @@ pub const NAMES: &[(&str, &str, Needs)] = &[
     ("none", "nothing", Needs { nodes: 1, ..ANY }),
     (
         "links",
-        "links:N cuts subset N (0..64) of the directed links of the first three nodes; links:N@L makes L lead first",
+        "links:N cuts subset N (1 to 63) of the directed links of the first three nodes; links:N@L makes L lead first",
         ANY,
     ),
     (
@@ -460,7 +460,8 @@ mod tests {
             assert_eq!(by_name(full, 1).map(|nemesis| nemesis.name()), Some(*name));
             assert!(needs(full).is_some());
         }
-        for wrong in ["", "links", "links:64", "links:3@x", "kill:1", "corruption:x", "link-enumeration:192"] {
+        for wrong in ["", "links", "links:0", "links:64", "links:3@x", "kill:1", "corruption:x", "link-enumeration:192"]
+        {
             assert!(by_name(wrong, 1).is_none(), "{wrong:?}");
         }
     }

@@ -12,13 +12,13 @@ use crate::cluster::{Disturbance, Mark};
 
 /// For so long at least messages are doubled: nodes need a while until they have connected anew.
 const DOUBLES: Duration = Duration::from_secs(3);
+const DISTURBED: &str = "packets are disturbed already";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wrong {
     Loss,
     Delay,
     Reorder,
-    Duplicate,
 }
 
 /// One thing that happens to packets to one node, or to all.
@@ -33,7 +33,7 @@ impl PacketFault {
             "loss" => ("loss", Wrong::Loss),
             "delay" => ("delay", Wrong::Delay),
             "reorder" => ("reorder", Wrong::Reorder),
-            "duplicate" => ("duplicate", Wrong::Duplicate),
+            "duplicate" => return Some(Box::new(Doubling)),
             _ => return None,
         };
         Some(Box::new(PacketFault { name, wrong }))
@@ -48,27 +48,11 @@ impl Strike for PacketFault {
 
     async fn strike(&mut self, ctx: &NemesisContext, dice: &mut StdRng, length: Duration) -> Result<()> {
         let Some(_hold) = ctx.hold(&[Mark::Packets]).await else {
-            ctx.skip(self.name, self.name, "packets are disturbed already");
+            ctx.skip(self.name, self.name, DISTURBED);
             return Ok(());
         };
-        let members = ctx.cluster.members();
-        let nodes = if dice.random_bool(0.5) { members } else { vec![one_of(&members, dice)] };
+        let nodes = some_nodes(ctx, dice);
         let mut open = ctx.begin(self.name, self.name);
-        if self.wrong == Wrong::Duplicate {
-            let part = dice.random_range(0.05..0.5);
-            for node in &nodes {
-                ctx.cluster.double(*node, part, dice.random()).await?;
-            }
-            open.bites_now();
-            ctx.wait(length.max(DOUBLES)).await;
-            let doubled: Vec<u64> = nodes.iter().map(|node| ctx.cluster.doubled(*node)).collect();
-            for node in &nodes {
-                ctx.cluster.stop_doubling(*node).await?;
-            }
-            let told = format!("of nodes {nodes:?} {doubled:?} messages doubled, a part of {part:.2}");
-            open.end_seen(doubled.iter().all(|doubled| *doubled > 0), told);
-            return Ok(());
-        }
         let wanted = disturbance(self.wrong, dice);
         for node in &nodes {
             ctx.cluster.disturb(*node, wanted, dice.random()).await?;
@@ -82,7 +66,7 @@ impl Strike for PacketFault {
             bit &= match self.wrong {
                 Wrong::Loss => done.lost > 0,
                 Wrong::Reorder => done.overtaken > 0,
-                Wrong::Delay | Wrong::Duplicate => done.held > 0,
+                Wrong::Delay => done.held > 0,
             };
             details.push(format!(
                 "node {node}: of {} packets {} lost, {} held, {} overtaken",
@@ -95,6 +79,43 @@ impl Strike for PacketFault {
     }
 }
 
+/// Messages to one node, or to all, that arrive twice.
+struct Doubling;
+
+#[async_trait]
+impl Strike for Doubling {
+    fn name(&self) -> &'static str {
+        "duplicate"
+    }
+
+    async fn strike(&mut self, ctx: &NemesisContext, dice: &mut StdRng, length: Duration) -> Result<()> {
+        let Some(_hold) = ctx.hold(&[Mark::Packets]).await else {
+            ctx.skip(self.name(), self.name(), DISTURBED);
+            return Ok(());
+        };
+        let nodes = some_nodes(ctx, dice);
+        let mut open = ctx.begin(self.name(), self.name());
+        let part = dice.random_range(0.05..0.5);
+        for node in &nodes {
+            ctx.cluster.double(*node, part, dice.random()).await?;
+        }
+        open.bites_now();
+        ctx.wait(length.max(DOUBLES)).await;
+        let doubled: Vec<u64> = nodes.iter().map(|node| ctx.cluster.doubled(*node)).collect();
+        for node in &nodes {
+            ctx.cluster.stop_doubling(*node).await?;
+        }
+        let told = format!("of nodes {nodes:?} {doubled:?} messages doubled, a part of {part:.2}");
+        open.end_seen(doubled.iter().all(|doubled| *doubled > 0), told);
+        Ok(())
+    }
+}
+
+fn some_nodes(ctx: &NemesisContext, dice: &mut StdRng) -> Vec<usize> {
+    let members = ctx.cluster.members();
+    if dice.random_bool(0.5) { members } else { vec![one_of(&members, dice)] }
+}
+
 fn disturbance(wrong: Wrong, dice: &mut StdRng) -> Disturbance {
     let nothing = Disturbance { loss: 0.0, delay: Duration::ZERO, jitter: Duration::ZERO };
     match wrong {
@@ -104,8 +125,6 @@ fn disturbance(wrong: Wrong, dice: &mut StdRng) -> Disturbance {
             jitter: Duration::from_millis(dice.random_range(0..=20)),
             ..nothing
         },
-        Wrong::Reorder | Wrong::Duplicate => {
-            Disturbance { jitter: Duration::from_millis(dice.random_range(5..=50)), ..nothing }
-        }
+        Wrong::Reorder => Disturbance { jitter: Duration::from_millis(dice.random_range(5..=50)), ..nothing },
     }
 }

@@ -22,6 +22,7 @@ const DAY: u64 = 24 * 3600 * 1_000_000;
 pub(crate) fn undue_quarantines(cluster: &Cluster) -> Vec<String> {
     let sound = (0..cluster.size()).filter(|node| !cluster.may_be_quarantined(*node));
     let told = sound.filter_map(|node| {
+        // What cannot be read makes the run void where panics are looked for.
         let log = std::fs::read(cluster.log_path(node)).ok()?;
         let line = first_undue(&log, |logged| cluster.was_cut_at(node, logged))?;
         Some(format!("quarantine: node {node} gave up a replica that nothing has damaged: {}", line.trim()))

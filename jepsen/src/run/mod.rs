@@ -148,6 +148,9 @@ pub fn validate(config: &RunConfig) -> Result<()> {
         "{:?} is no workload: `quorate-jepsen list` names them",
         config.workload
     );
+    ensure!((1..=9).contains(&config.nodes), "--nodes is between 1 and 9");
+    ensure!(config.rate.is_finite() && config.rate > 0.0, "--rate is a number above 0");
+    ensure!(config.floor.is_finite() && config.floor >= 0.0, "--floor is a number from 0");
     for name in &config.nemeses {
         ensure!(
             nemesis::by_name(name, config.seed).is_some(),
@@ -161,8 +164,6 @@ pub fn validate(config: &RunConfig) -> Result<()> {
         );
         ensure!(config.nodes >= least, "the nemesis {name} needs at least {least} nodes: give --nodes {least}");
     }
-    ensure!((1..=9).contains(&config.nodes), "--nodes is between 1 and 9");
-    ensure!(config.rate > 0.0, "--rate is more than 0");
     ensure!(config.binary.is_file(), "{} is no binary: give --binary", config.binary.display());
     if let Some(program) = &config.failpoints {
         ensure!(program.is_file(), "{} is no binary: give --failpoints", program.display());
@@ -402,7 +403,13 @@ fn look_at_nodes(cluster: &Cluster, watch: &Watch) {
     cluster.ended_by_themselves().into_iter().for_each(|what| watch.violation(what));
     nemesis::undue_quarantines(cluster).into_iter().for_each(|what| watch.violation(what));
     for node in 0..cluster.size() {
-        let Ok(log) = std::fs::read(cluster.log_path(node)) else { continue };
+        let log = match fs_err::read(cluster.log_path(node)) {
+            Ok(log) => log,
+            Err(error) => {
+                watch.void(format!("harness: what node {node} said cannot be read: {error}"));
+                continue;
+            }
+        };
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<&str> = log.lines().collect();
         for (at, line) in lines.iter().enumerate().filter(|(_, line)| line.contains("panicked at")) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use parking_lot::Mutex;
+use quorate_api::v1::StatusResponse;
 use quorate_raft::{Group, GroupView, Member, ReplicaId};
 use quorate_state::control::{Command, ReplicaState, ShardRecord};
 use quorate_state::{Operation, ShardId};
@@ -69,8 +70,7 @@ impl Shards {
         // What a dead replica has matched stays near the end of a quiet log, and a leader that hands over takes no more
         // writes until somebody is elected: ask the node itself.
         let Some(member) = view.members.get(&chosen).filter(|_| is_caught_up(&view, chosen)) else { return };
-        let answers = report::fetch(context, member.node).await;
-        let ready = answers.is_ok_and(|report| report.nodes.iter().all(|node| node.disk_stalled_ms == 0));
+        let ready = can_lead(&report::fetch(context, member.node).await);
         if !ready || !context.control.read(|control| control.shard(shard).is_some_and(is_settled)) {
             return;
         }
@@ -86,6 +86,11 @@ fn turn(view: &GroupView, shard: ShardId) -> Option<ReplicaId> {
     voters.sort_unstable();
     let count = voters.len();
     (count > 0).then(|| voters[shard.0 as usize % count].1)
+}
+
+/// Whether a node that was asked for its status may be handed a lead: it answers, and its disk does too.
+fn can_lead(answer: &Result<StatusResponse, Error>) -> bool {
+    answer.as_ref().is_ok_and(|status| status.nodes.iter().all(|node| node.disk_stalled_ms == 0))
 }
 
 fn is_settled(shard: &ShardRecord) -> bool {
@@ -198,6 +203,7 @@ async fn propose(context: &Context, command: Command) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use quorate_api::v1;
     use quorate_raft::NodeId;
 
     use super::*;
@@ -213,5 +219,16 @@ mod tests {
         let turns: Vec<_> = (1..=6).filter_map(|shard| turn(&view, ShardId(shard))).collect();
         assert_eq!(turns, [9, 7, 8, 9, 7, 8]);
         assert_eq!(turn(&GroupView::default(), ShardId(1)), None);
+    }
+
+    #[test]
+    fn only_a_node_that_answers_and_whose_disk_does_is_handed_a_shard() {
+        let stalled = |ms| {
+            let node = v1::NodeStatus { disk_stalled_ms: ms, ..v1::NodeStatus::default() };
+            StatusResponse { nodes: vec![node], ..StatusResponse::default() }
+        };
+        assert!(can_lead(&Ok(stalled(0))));
+        assert!(!can_lead(&Ok(stalled(1_500))));
+        assert!(!can_lead(&Err(Error::shutting_down())));
     }
 }

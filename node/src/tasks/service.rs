@@ -278,7 +278,9 @@ fn parse_page_token(token: &str) -> Result<TaskId, Error> {
 
 #[cfg(test)]
 mod tests {
+    use quorate_raft::{LogPosition, RowBatch};
     use quorate_state::control::{NewTask, TaskState};
+    use quorate_state::{Entry, codec};
     use uuid::Uuid;
 
     use super::*;
@@ -313,6 +315,32 @@ mod tests {
             stage.states.set_unreadable(false);
             let found = tasks.cancel(request, deadline).await.expect("the same request finds out");
             assert_eq!((found.id, found.state()), (task.0, v1::TaskState::Cancelled));
+        })
+        .await;
+    }
+
+    /// While a batch of entries is applied the state is ahead of the rows. A task that has ended by the state would be told
+    /// with the contents of one that has not.
+    #[tokio::test(start_paused = true)]
+    async fn a_task_is_read_only_when_the_rows_have_caught_up_with_the_state() {
+        on_stage(async |stage| {
+            stage.found(1).await;
+            let tasks = Tasks::start(stage.context.clone()).expect("on a registry of its own");
+            let task = enqueue(&stage).await;
+            let (view, contents) = tasks.look(task).await.expect("all is applied");
+            assert_eq!((view.state, &contents.payload[..]), (TaskState::Ready, &b"p"[..]));
+            // A second machine over the same state is in the middle of such a batch.
+            let mut machine = stage.context.control.machine();
+            let (position, time) = stage.context.control.read(|state| (state.last_position().0 + 1, state.time()));
+            let at = LogPosition { position, term: 1 };
+            let cancel = Entry { time, operations: vec![Operation::new(Command::Cancel { task })] };
+            let payload = codec::encode(&cancel).expect("it is small");
+            machine.apply(at, &payload, &mut RowBatch::default()).expect("it is the next entry");
+            let early = tasks.look(task).await.map(|(view, _)| view);
+            assert_eq!(early.expect_err("no row of it was written").reason, ErrorReason::NoLeader);
+            machine.applied(at);
+            let (view, _) = tasks.look(task).await.expect("its rows are there");
+            assert_eq!(view.state, TaskState::Cancelled);
         })
         .await;
     }

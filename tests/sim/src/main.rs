@@ -1,4 +1,4 @@
-//! The simulation of Quorate: three real nodes, the real client and the real agent SDK on a simulated network, disk and
+//! The simulation of Quorate: three real nodes and room for a fourth, the real client and the real agent SDK on a simulated network, disk and
 //! clock, all of it decided by a seed.
 //!
 //! ```text
@@ -57,23 +57,23 @@ use crate::report::Summary;
 
 /// Seeds of a run, unless another number is asked for.
 const SEEDS: u64 = 20;
+/// The most seeds, and the most steps, that can be asked for.
+const MOST: u64 = 1_000_000_000;
 
 /// Runs Quorate in simulation.
 #[derive(Debug, Parser)]
 #[command(name = "quorate-sim", after_help = report::FLOORS)]
 struct Arguments {
-    /// How many seeds, by default 20; with --planted at most so many for each bug, by default 40.
-    #[arg(long)]
+    /// How many seeds, one after another: by default 20, or 1 with --seed; with --planted at most so many for each bug, by
+    /// default 40.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MOST))]
     seeds: Option<u64>,
     /// Steps with faults of each seed; a step is 1 ms of simulated time.
-    #[arg(long, default_value_t = 20_000)]
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..=MOST))]
     steps: u64,
-    /// Runs this seed alone.
-    #[arg(long)]
+    /// The first seed, by default 1.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(..=u64::MAX - MOST))]
     seed: Option<u64>,
-    /// The first of the seeds.
-    #[arg(long, default_value_t = 1)]
-    first: u64,
     /// Plants a bug of PLANTED.md, or one after another (`all`), and says whether it is caught; `list` names them.
     #[arg(long)]
     planted: Option<String>,
@@ -116,12 +116,12 @@ fn main() -> anyhow::Result<ExitCode> {
         one(seed, steps, planted.as_deref())?;
     }
     let campaign = Campaign {
-        first: arguments.seed.unwrap_or(arguments.first),
-        seeds: match (arguments.seed, &arguments.planted) {
+        first: arguments.seed.unwrap_or(1),
+        seeds: arguments.seeds.unwrap_or(match (arguments.seed, &arguments.planted) {
             (Some(_), _) => 1,
-            (None, None) => arguments.seeds.unwrap_or(SEEDS),
-            (None, Some(_)) => arguments.seeds.unwrap_or(planted::SEEDS),
-        },
+            (None, None) => SEEDS,
+            (None, Some(_)) => planted::SEEDS,
+        }),
         steps: arguments.steps,
         planted: None,
         jobs: arguments.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),

@@ -46,6 +46,15 @@ fn chaos_strikes_once_in_every_minute_that_has_begun() {
 }
 
 #[test]
+fn each_of_several_chaoses_is_to_strike() {
+    let rules = Rules { asked: vec!["chaos".to_owned(); 2], ..Rules::default() };
+    let script = || load().fault(1, 2, Injection::Installed, "");
+    voids(&bite(&script().build(), &rules), "chaos hardly struck: 1 faults were installed in 1 minutes");
+    let verdict = bite(&script().fault(3, 4, Injection::Installed, "").build(), &rules);
+    assert!(!verdict.void.iter().any(|why| why.contains("chaos")), "{verdict:#?}");
+}
+
+#[test]
 fn chaos_does_not_strike_by_what_is_asked_for_beside_it() {
     let rules = |beside: &str| Rules { asked: vec!["chaos".to_owned(), beside.to_owned()], ..Rules::default() };
     let script = || load().fault(1, 2, Injection::Installed, "");

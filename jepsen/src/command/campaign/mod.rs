@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::piece::{self, Piece};
 use super::planted::{self, BUGS, Programs};
-use super::{BROKEN, VOID, beside};
+use super::{BROKEN, Usage, VOID, beside};
 use crate::cluster;
 use crate::ledger::{Book, Entry, Kind, Ledger, now};
 use plan::{Job, Plan};
@@ -72,6 +72,9 @@ pub(super) struct Campaign {
 
 impl Campaign {
     pub(super) async fn execute(self, interrupted: CancellationToken) -> Result<ExitCode> {
+        if self.only == Some(Kind::Soak) {
+            return Err(Usage("a soak is no part of the campaign: `quorate-jepsen soak` runs one".into()).into());
+        }
         let book = Book::open(&self.ledger)?;
         clear_up();
         let plan = self.plan(&interrupted).await?;
@@ -396,7 +399,7 @@ mod tests {
         // The first seeds spoil the ledger; the second ones take until they are asked to end, and leave a trace of it.
         let trace = folder.path().join("trace");
         let lines = format!(
-            "case \"$*\" in *'--first 0 '*) echo '| x |' >>{path}; exit 3;; \
+            "case \"$*\" in *'--seed 0 '*) echo '| x |' >>{path}; exit 3;; \
              *) trap 'echo ended >{trace}; exit 3' TERM; while :; do sleep 0.05; done;; esac",
             trace = trace.display()
         );

@@ -37,7 +37,7 @@ impl Simulation<'_> {
         let (seeds, first, steps) = (range.end - range.start, range.start.to_string(), SIM_STEPS.to_string());
         let log = format!("sim-{first}.log");
         let limit = limit_of(SEED_TAKES * u32::try_from(seeds)?);
-        let words = ["--seeds", &seeds.to_string(), "--steps", &steps, "--first", &first];
+        let words = ["--seeds", &seeds.to_string(), "--steps", &steps, "--seed", &first];
         let told = self.told(&words, &log, limit, interrupted).await?;
         keep_violations(&told, &format!("sim-{first}.json"))?;
         let (operations, faults, verdict) = (count(&told["operations"]), count(&told["faults"]), verdict(&told, seeds));
@@ -51,7 +51,7 @@ impl Simulation<'_> {
         let log = format!("sim-planted-{}.log", blank.piece);
         // Of a seed that shows something it is seen whether it is sound.
         let limit = limit_of(2 * SEED_TAKES * u32::try_from(SIM_SEEDS_A_BUG)?);
-        let words = ["--planted", &blank.piece, "--seeds", &seeds, "--first", &from];
+        let words = ["--planted", &blank.piece, "--seeds", &seeds, "--seed", &from];
         let told = self.told(&words, &log, limit, interrupted).await?;
         let (seed, verdict) = caught(&told, &blank.piece);
         Ok(Entry { seed: seed.unwrap_or(first), verdict, ..blank })
