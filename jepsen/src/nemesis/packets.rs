@@ -9,9 +9,12 @@ use rand::rngs::StdRng;
 
 use super::{NemesisContext, Strike, one_of};
 use crate::cluster::{Disturbance, Mark};
+use crate::event::NO_MAJORITY;
 
 /// For so long at least messages are doubled: nodes need a while until they have connected anew.
 const DOUBLES: Duration = Duration::from_secs(3);
+/// How long a candidate of control waits for votes at least, by the default timers of a node.
+const ELECTION_WAITS: Duration = Duration::from_millis(150);
 const DISTURBED: &str = "packets are disturbed already";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +76,9 @@ impl Strike for PacketFault {
                 done.seen, done.lost, done.held, done.overtaken
             ));
         }
+        if nodes.len() > 1 && !is_election_possible(wanted) {
+            details.push(NO_MAJORITY.into());
+        }
         let Disturbance { loss, delay, jitter } = wanted;
         open.end_seen(bit, format!("loss {loss:.2}, delay {delay:?}, jitter {jitter:?}; {}", details.join("; ")));
         Ok(())
@@ -116,6 +122,12 @@ fn some_nodes(ctx: &NemesisContext, dice: &mut StdRng) -> Vec<usize> {
     if dice.random_bool(0.5) { members } else { vec![one_of(&members, dice)] }
 }
 
+/// Whether a leader can be elected while packets to all nodes are so late: a candidate asks anew before votes come back that
+/// take longer than it waits, and the one before may have been lost when the packets began to be late.
+fn is_election_possible(wanted: Disturbance) -> bool {
+    2 * (wanted.delay + wanted.jitter) < ELECTION_WAITS
+}
+
 fn disturbance(wrong: Wrong, dice: &mut StdRng) -> Disturbance {
     let nothing = Disturbance { loss: 0.0, delay: Duration::ZERO, jitter: Duration::ZERO };
     match wrong {
@@ -126,5 +138,21 @@ fn disturbance(wrong: Wrong, dice: &mut StdRng) -> Disturbance {
             ..nothing
         },
         Wrong::Reorder => Disturbance { jitter: Duration::from_millis(dice.random_range(5..=50)), ..nothing },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn votes_come_back_in_time_or_nobody_is_elected() {
+        let late = |delay, jitter| Disturbance {
+            loss: 0.0,
+            delay: Duration::from_millis(delay),
+            jitter: Duration::from_millis(jitter),
+        };
+        assert!(is_election_possible(late(0, 50)) && is_election_possible(late(54, 20)));
+        assert!(!is_election_possible(late(262, 17)) && !is_election_possible(late(60, 15)));
     }
 }
