@@ -21,7 +21,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use crate::error::Error;
+use crate::error::{Error, ErrorReason};
 use crate::log_clock::{Clock, Reached, Timed};
 use crate::metrics::Metrics;
 use crate::proposer::{Answer, Matcher, Proposer};
@@ -188,11 +188,30 @@ impl ControlHandle {
         self.inner.running.read().as_ref().map(|running| running.group.clone())
     }
 
-    /// Makes every read after it see all that was acknowledged before it was called.
-    pub async fn read_barrier(&self, timeout: Duration) -> Result<(), Error> {
+    /// Makes every read after it see all that was acknowledged before it was called, as long as the replica is the same. One that
+    /// was damaged is made anew from nothing: see [`ControlHandle::read_since`], which takes the position that is returned.
+    pub async fn read_barrier(&self, timeout: Duration) -> Result<u64, Error> {
         let group = self.group().ok_or_else(|| self.absence())?;
         let position = group.read_position(timeout).await?;
-        Ok(group.wait_applied(position, timeout).await?)
+        group.wait_applied(position, timeout).await?;
+        Ok(position)
+    }
+
+    /// As [`ControlHandle::read`], of a state that has all up to a position that a barrier has returned.
+    ///
+    /// # Errors
+    /// `NO_LEADER` when the replica was made anew since and is behind it.
+    pub fn read_since<R>(&self, position: u64, read: impl FnOnce(&Control) -> R) -> Result<R, Error> {
+        let result = self.read(read);
+        if self.has_applied(position) {
+            return Ok(result);
+        }
+        Err(Error::new(ErrorReason::NoLeader, "this replica of control was made anew, and is behind the call"))
+    }
+
+    /// Whether what was read just before had all that was applied up to a position that a barrier has returned.
+    pub fn has_applied(&self, position: u64) -> bool {
+        *self.inner.shared.applied.borrow() >= position
     }
 
     /// Proposes in one entry at this node, which must lead.

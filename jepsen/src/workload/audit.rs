@@ -37,8 +37,9 @@ pub(super) async fn create(ctx: &WorkContext, collection: NewCollection) -> Resu
     }
 }
 
-/// Waits until no task of the queue is ready, waiting or granted. What is not finished in time shows in its final state.
-pub(super) async fn rest(ctx: &WorkContext, queue: &str) {
+/// Waits until no task of the queue is ready, waiting or granted, and says whether it came to that. What is not finished in
+/// time shows in its final state.
+pub(super) async fn rest(ctx: &WorkContext, queue: &str) -> bool {
     let deadline = Instant::now() + REST;
     let mut tick = tokio::time::interval(Duration::from_millis(200));
     while Instant::now() < deadline {
@@ -46,9 +47,10 @@ pub(super) async fn rest(ctx: &WorkContext, queue: &str) {
         let Ok(queues) = ctx.clients.all().list_queues().await else { continue };
         let open = queues.iter().find(|row| row.name == queue).map_or(0, |row| row.ready + row.waiting + row.granted);
         if open == 0 {
-            return;
+            return true;
         }
     }
+    false
 }
 
 /// Reads the final state of each task: (payload, task).

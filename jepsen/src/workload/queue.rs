@@ -2,7 +2,7 @@
 //!
 //! The result of a task is the token of the attempt that completed it, so the audit can tell which one did.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +26,10 @@ const AGENTS: usize = 5;
 const SLOTS: u32 = 4;
 /// The shortest that the cluster allows is 1 s; a short one makes sessions end during faults.
 const TTL: Duration = Duration::from_secs(2);
+/// No task has it.
+const NO_TASK: u64 = 0;
+/// The part of the tasks that wait long for another attempt, so that some wait whenever a node is killed.
+const LONG_WAITS: f64 = 0.2;
 /// The most that the cluster takes; faults cannot use them up.
 const ATTEMPTS: u32 = 1_000;
 
@@ -40,6 +44,22 @@ pub(super) struct Queue {
 struct Book {
     /// Tasks whose id is known, by payload.
     tasks: Mutex<BTreeMap<u64, u64>>,
+    /// Children of acknowledged completions of which the acknowledgement named no id.
+    nameless: Mutex<BTreeSet<u64>>,
+}
+
+impl Book {
+    /// What is to be read at the end: (payload, task). A child that was never named and came to no agent, though the queue has
+    /// nothing left, is read under the id of no task.
+    fn known(&self, is_at_rest: bool) -> Vec<(u64, u64)> {
+        let mut tasks = self.tasks.lock().clone();
+        if is_at_rest {
+            for child in &*self.nameless.lock() {
+                tasks.entry(*child).or_insert(NO_TASK);
+            }
+        }
+        tasks.into_iter().collect()
+    }
 }
 
 pub(super) fn payload(value: u64) -> Bytes {
@@ -72,7 +92,10 @@ impl Queue {
         while pace.turn().await {
             let value = ctx.value();
             let operation = Operation::Enqueue { value, task: None };
-            let task = patient_task(QUEUE, value);
+            let task = match process.random.random_bool(LONG_WAITS) {
+                true => patient_task(QUEUE, value).backoff(Duration::from_secs(2), Duration::from_secs(4)),
+                false => patient_task(QUEUE, value),
+            };
             process.begin(&operation);
             // Most go by the stream that gathers calls, some by the call for batches.
             let answer = if process.random.random_bool(0.8) {
@@ -106,10 +129,10 @@ impl Queue {
                 handle(ctx.clone(), book.clone(), handling.clone(), attempt, draw)
             })
             .on_completed(move |task, children| {
-                let completed = completed.acknowledged(task);
-                if let (Some(Operation::Complete { child: Some(child), .. }), Some(id)) = (completed, children.first())
-                {
-                    known.tasks.lock().insert(child, *id);
+                let Some(Operation::Complete { child: Some(child), .. }) = completed.acknowledged(task) else { return };
+                match children.first() {
+                    Some(id) => drop(known.tasks.lock().insert(child, *id)),
+                    None => drop(known.nameless.lock().insert(child)),
                 }
             })
             .start()?)
@@ -168,11 +191,10 @@ impl Workload for Queue {
     }
 
     async fn finish(&self, ctx: &WorkContext) -> Result<()> {
-        audit::rest(ctx, QUEUE).await;
+        let is_at_rest = audit::rest(ctx, QUEUE).await;
         let agents = std::mem::take(&mut *self.agents.lock());
         futures::future::join_all(agents.into_iter().map(AgentHandle::shutdown)).await;
-        let known = self.shared.tasks.lock().iter().map(|(value, task)| (*value, *task)).collect();
-        audit::tasks(ctx, known).await;
+        audit::tasks(ctx, self.shared.known(is_at_rest)).await;
         Ok(())
     }
 }
@@ -180,6 +202,15 @@ impl Workload for Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_child_that_nobody_named_or_got_is_read_as_no_task_once_the_queue_is_at_rest() {
+        let book = Book::default();
+        book.tasks.lock().insert(1, 10);
+        book.nameless.lock().extend([1, 2]);
+        assert_eq!(book.known(false), [(1, 10)]);
+        assert_eq!(book.known(true), [(1, 10), (2, NO_TASK)]);
+    }
 
     #[test]
     fn a_payload_is_its_value() {

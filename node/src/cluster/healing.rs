@@ -255,8 +255,10 @@ impl ControlReplicas {
     }
 
     async fn current(&self, node: NodeId) -> Result<ReplicaId, Error> {
-        self.control.read_barrier(BARRIER_TIMEOUT).await?;
-        let found = self.control.read(|control| control.member(in_state(node)).map(|member| member.control_replica));
+        let since = self.control.read_barrier(BARRIER_TIMEOUT).await?;
+        let found = self
+            .control
+            .read_since(since, |control| control.member(in_state(node)).map(|member| member.control_replica))?;
         found.ok_or_else(|| {
             Error::new(ErrorReason::NodeNotFound, format!("node {node} is not a member of this cluster"))
         })

@@ -92,10 +92,12 @@ impl Hosting {
         let quarantined = cases.values().any(|case| case.stage == Stage::Quarantined);
         if strange || young || quarantined {
             // The state here may be behind, and what follows cannot be taken back: make sure.
-            if self.context.control.read_barrier(BARRIER_TIMEOUT).await.is_err() {
+            let Ok(since) = self.context.control.read_barrier(BARRIER_TIMEOUT).await else { return false };
+            placed = self.placed();
+            // Nor may a replica of control that was made anew a moment ago, and knows no shard, have the last word.
+            if !self.context.control.has_applied(since) {
                 return false;
             }
-            placed = self.placed();
         }
         let mut busy = false;
         for (shard, case) in &cases {

@@ -33,8 +33,8 @@ pub async fn leave(context: &Context, request: &LeaveRequest) -> Result<(), Erro
     if context.control.group().is_none() {
         return Err(context.control.absence());
     }
-    context.control.read_barrier(BARRIER_TIMEOUT).await?;
-    if context.control.read(|control| control.member(in_state(node)).is_none()) {
+    let since = context.control.read_barrier(BARRIER_TIMEOUT).await?;
+    if context.control.read_since(since, |control| control.member(in_state(node)).is_none())? {
         return Err(Error::new(ErrorReason::NodeNotFound, format!("node {node} is not a member of this cluster")));
     }
     if !has_begun(|| is_leaving(context, node), check_quorums(context, node)).await? {

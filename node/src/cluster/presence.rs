@@ -110,8 +110,8 @@ impl Membership {
 #[async_trait]
 impl CallHandler for Membership {
     async fn call(&self, from: NodeId, _body: Bytes) -> Result<Bytes, Error> {
-        self.control.read_barrier(BARRIER_TIMEOUT).await?;
-        let member = self.control.read(|control| control.member(in_state(from)).is_some());
+        let since = self.control.read_barrier(BARRIER_TIMEOUT).await?;
+        let member = self.control.read_since(since, |control| control.member(in_state(from)).is_some())?;
         Ok(Bytes::from_static(if member { MEMBER } else { NOT_A_MEMBER }))
     }
 }

@@ -72,12 +72,13 @@ impl Machine for ControlMachine {
             }
         }
         let state = loader.finish().map_err(fault)?;
+        let at = at.map_or(0, |at| at.position);
+        // Before the state: who has read of this one must not take it for the one before, which had more.
+        self.shared.applied.send_replace(at);
         *self.shared.state.write() = state;
         self.effects.clear();
-        let at = at.map_or(0, |at| at.position);
         self.tell(Applied { at: Position(at), effects: Arc::new([]), reloaded: true });
         self.shared.map.send_replace(at);
-        self.shared.applied.send_replace(at);
         Ok(())
     }
 }

@@ -89,12 +89,12 @@ impl Inner {
     /// asked before it is refused.
     pub(super) async fn collection(&self, name: &str, deadline: Instant) -> Result<CollectionRecord, Error> {
         self.initialized()?;
-        let known = || self.context.control.read(|control| control.collection(name).cloned());
-        if let Some(record) = known() {
+        let control = &self.context.control;
+        if let Some(record) = control.read(|control| control.collection(name).cloned()) {
             return Ok(record);
         }
-        self.context.control.read_barrier(deadline.saturating_duration_since(Instant::now())).await?;
-        known().ok_or_else(|| {
+        let since = control.read_barrier(deadline.saturating_duration_since(Instant::now())).await?;
+        control.read_since(since, |control| control.collection(name).cloned())?.ok_or_else(|| {
             Error::new(
                 ErrorReason::CollectionNotFound,
                 format!("there is no collection {name:?}: see `quorate collection list`, or make it"),

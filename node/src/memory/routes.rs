@@ -264,16 +264,20 @@ impl Inner {
     /// will have it. What this node knows may be old, so control is asked, once for a call.
     async fn is_gone(&self, (id, generation): Meant, attempts: &mut Attempts) -> bool {
         let control = &self.context.control;
+        let mut since = 0;
         if !std::mem::replace(&mut attempts.asked_control, true) {
             let left = attempts.end().saturating_duration_since(Instant::now());
-            if let Err(error) = control.read_barrier(left).await {
-                tracing::debug!(%error, "whether a collection is gone is told by what this node knows");
+            match control.read_barrier(left).await {
+                Ok(position) => since = position,
+                Err(error) => tracing::debug!(%error, "whether a collection is gone is told by what this node knows"),
             }
         }
-        control.read(|control| {
+        let is_gone = control.read_since(since, |control| {
             let found = control.collection_by_id(id).filter(|found| found.state != CollectionState::Deleting);
             found.is_none_or(|found| found.generation != generation)
-        })
+        });
+        // Who knows nothing any more does not know that it is gone.
+        is_gone.unwrap_or(false)
     }
 
     /// Sends one call to one node.

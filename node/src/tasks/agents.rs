@@ -58,9 +58,9 @@ impl AgentsService for AgentsApi {
         request: Request<v1::ListAgentsRequest>,
     ) -> Result<Response<v1::ListAgentsResponse>, Status> {
         let deadline = wire::deadline(request.metadata());
-        self.tasks.fresh(deadline).await?;
+        let since = self.tasks.fresh(deadline).await?;
         let places = self.tasks.places(deadline).await;
-        let agents = self.tasks.context.control.read(|state| {
+        let agents = self.tasks.context.control.read_since(since, |state| {
             state
                 .sessions()
                 .map(|view| v1::Agent {
@@ -72,7 +72,7 @@ impl AgentsService for AgentsApi {
                     node_id: places.get(&view.id).map_or_else(String::new, ToString::to_string),
                 })
                 .collect()
-        });
+        })?;
         Ok(Response::new(v1::ListAgentsResponse { agents }))
     }
 }

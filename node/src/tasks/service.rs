@@ -76,8 +76,8 @@ impl TasksService for TasksApi {
         request: Request<v1::ListQueuesRequest>,
     ) -> Result<Response<v1::ListQueuesResponse>, Status> {
         let deadline = wire::deadline(request.metadata());
-        self.tasks.fresh(deadline).await?;
-        let queues = self.tasks.context.control.read(|state| {
+        let since = self.tasks.fresh(deadline).await?;
+        let queues = self.tasks.context.control.read_since(since, |state| {
             state
                 .queues()
                 .map(|counts| v1::Queue {
@@ -91,7 +91,7 @@ impl TasksService for TasksApi {
                     oldest_ready_at_us: counts.oldest_ready.map_or(0, wire::time_to_wire),
                 })
                 .collect()
-        });
+        })?;
         Ok(Response::new(v1::ListQueuesResponse { queues }))
     }
 }
@@ -99,14 +99,14 @@ impl TasksService for TasksApi {
 impl Tasks {
     /// Makes the local replica at least as new as everything that was acknowledged before the call. Without a leader it
     /// waits for one, up to the deadline.
-    pub(super) async fn fresh(&self, deadline: Instant) -> Result<(), Error> {
+    pub(super) async fn fresh(&self, deadline: Instant) -> Result<u64, Error> {
         let control = &self.context.control;
         let mut leadership = control.leadership();
         loop {
             leadership.mark_unchanged();
             let left = deadline.saturating_duration_since(Instant::now());
             let error = match control.read_barrier(left).await {
-                Ok(()) => return Ok(()),
+                Ok(position) => return Ok(position),
                 Err(error) => error,
             };
             let again = Instant::now() + RETRY_PAUSE;
@@ -128,34 +128,36 @@ impl Tasks {
     }
 
     async fn get(&self, task: TaskId, deadline: Instant) -> Result<v1::Task, Error> {
-        self.fresh(deadline).await?;
-        let (view, contents) = self.look(task).await?;
+        let since = self.fresh(deadline).await?;
+        let (view, contents) = self.look(task, since).await?;
         Ok(wire::task_to_wire(view, contents))
     }
 
     /// The task with its contents, as applied here. While a batch of entries is applied the state is ahead of the rows, so
     /// the rows are read once they have caught up with what was seen of the task, and count if that is still so afterwards.
-    async fn look(&self, task: TaskId) -> Result<(TaskView, wire::Contents), Error> {
+    async fn look(&self, task: TaskId, since: u64) -> Result<(TaskView, wire::Contents), Error> {
         let control = &self.context.control;
         let mut applied = control.changes();
         let end = Instant::now() + CATCH_UP;
         loop {
-            let view = self.view(task)?;
+            let view = self.view(task, since)?;
             let position = control.read(|state| state.last_position().0);
             if !matches!(timeout_at(end, applied.wait_for(|at| *at >= position)).await, Ok(Ok(_))) {
                 return Err(Error::new(ErrorReason::NoLeader, "this replica of control applies nothing now"));
             }
             let contents = self.contents(&view)?;
-            if self.view(task)? == view {
+            if self.view(task, since)? == view {
                 return Ok((view, contents));
             }
         }
     }
 
-    fn view(&self, task: TaskId) -> Result<TaskView, Error> {
+    /// The task as applied here, if that is no less than it was at the position `since`: a replica of control that was damaged is
+    /// made anew under a call that waits, and knows nothing for a while.
+    fn view(&self, task: TaskId, since: u64) -> Result<TaskView, Error> {
         self.context
             .control
-            .read(|state| state.task(task))
+            .read_since(since, |state| state.task(task))?
             .ok_or_else(|| Error::new(ErrorReason::TaskNotFound, format!("there is no task {task}")).with("task", task))
     }
 
@@ -192,8 +194,8 @@ impl Tasks {
             0 => limits::PAGE_TASKS_DEFAULT,
             size => size as usize,
         };
-        self.fresh(deadline).await?;
-        let page = self.context.control.read(|state| state.tasks(after, &filter, size));
+        let since = self.fresh(deadline).await?;
+        let page = self.context.control.read_since(since, |state| state.tasks(after, &filter, size))?;
         let mut tasks = Vec::with_capacity(page.tasks.len());
         for view in page.tasks {
             let error = self.error_text(&view)?;
@@ -218,16 +220,16 @@ impl Tasks {
         let until = call_ends.map_or(stated, |ends| stated.min(ends - ANSWER_MARGIN));
         let task = TaskId(request.task_id);
         let mut waiter = self.waiters.register(task)?;
-        self.fresh(call_ends.unwrap_or(Instant::now() + limits::DEADLINE_DEFAULT).max(until)).await?;
+        let since = self.fresh(call_ends.unwrap_or(Instant::now() + limits::DEADLINE_DEFAULT).max(until)).await?;
         loop {
-            let view = self.view(task)?;
+            let view = self.view(task, since)?;
             let finished = view.state.is_finished();
             if finished || Instant::now() >= until || self.context.shutdown.is_cancelled() {
-                let (view, contents) = self.look(task).await?;
+                let (view, contents) = self.look(task, since).await?;
                 let finished = view.state.is_finished();
                 return Ok(v1::WaitTaskResponse { task: Some(wire::task_to_wire(view, contents)), finished });
             }
-            if timeout_at(until, waiter.woken()).await.is_ok() && !self.view(task)?.state.is_finished() {
+            if timeout_at(until, waiter.woken()).await.is_ok() && !self.view(task, since)?.state.is_finished() {
                 // Woken because effects were missed, not because the task has ended.
                 waiter = self.waiters.register(task)?;
             }
@@ -278,7 +280,7 @@ fn parse_page_token(token: &str) -> Result<TaskId, Error> {
 
 #[cfg(test)]
 mod tests {
-    use quorate_raft::{LogPosition, RowBatch};
+    use quorate_raft::{GroupId, LogPosition, RowBatch, StateStores};
     use quorate_state::control::{NewTask, TaskState};
     use quorate_state::{Entry, codec};
     use uuid::Uuid;
@@ -327,7 +329,8 @@ mod tests {
             stage.found(1).await;
             let tasks = Tasks::start(stage.context.clone()).expect("on a registry of its own");
             let task = enqueue(&stage).await;
-            let (view, contents) = tasks.look(task).await.expect("all is applied");
+            let since = tasks.fresh(Instant::now() + PATIENCE).await.expect("this node leads");
+            let (view, contents) = tasks.look(task, since).await.expect("all is applied");
             assert_eq!((view.state, &contents.payload[..]), (TaskState::Ready, &b"p"[..]));
             // A second machine over the same state is in the middle of such a batch.
             let mut machine = stage.context.control.machine();
@@ -336,11 +339,29 @@ mod tests {
             let cancel = Entry { time, operations: vec![Operation::new(Command::Cancel { task })] };
             let payload = codec::encode(&cancel).expect("it is small");
             machine.apply(at, &payload, &mut RowBatch::default()).expect("it is the next entry");
-            let early = tasks.look(task).await.map(|(view, _)| view);
+            let early = tasks.look(task, since).await.map(|(view, _)| view);
             assert_eq!(early.expect_err("no row of it was written").reason, ErrorReason::NoLeader);
             machine.applied(at);
-            let (view, _) = tasks.look(task).await.expect("its rows are there");
+            let (view, _) = tasks.look(task, since).await.expect("its rows are there");
             assert_eq!(view.state, TaskState::Cancelled);
+        })
+        .await;
+    }
+
+    /// Under a call that waits the node's replica of control can be found damaged and be made anew.
+    #[tokio::test(start_paused = true)]
+    async fn a_task_is_not_missed_by_a_replica_that_was_made_anew_since() {
+        on_stage(async |stage| {
+            stage.found(1).await;
+            let tasks = Tasks::start(stage.context.clone()).expect("on a registry of its own");
+            let task = enqueue(&stage).await;
+            let since = tasks.fresh(Instant::now() + PATIENCE).await.expect("this node leads");
+            assert_eq!(tasks.view(task, since).expect("it is there").state, TaskState::Ready);
+            let never = TaskId(task.0 + 1);
+            assert_eq!(tasks.view(never, since).expect_err("it is not").reason, ErrorReason::TaskNotFound);
+            let empty = stage.states.open(GroupId(7)).expect("a new database");
+            stage.context.control.machine().load(empty, None).expect("there is nothing to read");
+            assert_eq!(tasks.view(task, since).expect_err("nothing is known").reason, ErrorReason::NoLeader);
         })
         .await;
     }
