@@ -41,12 +41,11 @@ test: build ## All tests, the smoke simulation included.
 	$(MAKE) sim SEEDS=20
 
 SEEDS ?= 200
-FIRST ?= 1
 STEPS ?= 20000
 # The simulation is a workspace of its own (its tokio is compiled with another cfg), and so has a target directory of its own.
-sim: deps ## The simulation: SEEDS=200 STEPS=20000, with its tests.
+sim: deps ## The simulation: SEEDS=200 of STEPS=20000 from SEED=1 on, with its tests.
 	cd tests/sim && CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-$(CURDIR)/target}/sim" cargo test $(CARGO_FLAGS)
-	cd tests/sim && CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-$(CURDIR)/target}/sim" cargo run $(CARGO_FLAGS) -q -- --first $(FIRST) --seeds $(SEEDS) --steps $(STEPS)
+	cd tests/sim && CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-$(CURDIR)/target}/sim" cargo run $(CARGO_FLAGS) -q -- --seed $(or $(SEED),1) --seeds $(SEEDS) --steps $(STEPS)
 
 # Where the programs are, and those that the chaos suite and its campaign use. Bugs are compiled into the two that are called
 # planted, and into the simulation; no release has them.
