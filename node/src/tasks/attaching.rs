@@ -104,6 +104,11 @@ fn may_answer(leader: &Leader) -> bool {
 
 /// The streams of a frame that the log does not know yet.
 fn new_streams(leader: &Leader, up: &Up) -> Vec<(SessionId, u64)> {
+    // Their entry would confirm the leader as well.
+    #[cfg(feature = "planted")]
+    if crate::planted::is("unconfirmed-attach") {
+        return Vec::new();
+    }
     leader.context.control.read(|state| {
         let attaches = up.attaches.iter().map(|attach| (SessionId(attach.session), attach.attachment));
         attaches.filter(|(session, number)| state.attachment(*session).is_some_and(|known| known < *number)).collect()
