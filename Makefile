@@ -34,7 +34,7 @@ build: deps ## Builds the one binary.
 	cargo build $(CARGO_FLAGS) -p quorate
 
 demo: build ## Three nodes, real text, agents, and a leader that is killed twice.
-	cargo run $(CARGO_FLAGS) -q -p quorate -- demo
+	cargo run $(CARGO_FLAGS) -q -p quorate --bin quorate -- demo
 
 test: build ## All tests, the smoke simulation included.
 	cargo test $(CARGO_FLAGS) --workspace -- --test-threads=$(TEST_THREADS)
