@@ -102,6 +102,18 @@ fn planted_bugs_are_in_no_release() -> Result<()> {
     Ok(())
 }
 
+/// Cargo runs nothing where a package has several programs and none is named.
+#[test]
+fn make_names_the_program_that_it_runs() -> Result<()> {
+    let rules = fs_err::read_to_string(root().join("Makefile"))?;
+    let runs: Vec<&str> = rules.lines().filter(|line| line.contains("cargo run") && line.contains(" -p ")).collect();
+    assert!(!runs.is_empty(), "the demo is run");
+    for line in runs {
+        assert!(line.contains(" --bin "), "no program is named: {line}");
+    }
+    Ok(())
+}
+
 #[test]
 fn only_the_codec_names_bincode_and_only_the_index_is_unsafe() -> Result<()> {
     for file in sources()? {
