@@ -202,16 +202,11 @@ impl ControlHandle {
     /// # Errors
     /// `NO_LEADER` when the replica was made anew since and is behind it.
     pub fn read_since<R>(&self, position: u64, read: impl FnOnce(&Control) -> R) -> Result<R, Error> {
-        let result = self.read(read);
-        if self.has_applied(position) {
-            return Ok(result);
-        }
-        Err(Error::new(ErrorReason::NoLeader, "this replica of control was made anew, and is behind the call"))
-    }
-
-    /// Whether what was read just before had all that was applied up to a position that a barrier has returned.
-    pub fn has_applied(&self, position: u64) -> bool {
-        *self.inner.shared.applied.borrow() >= position
+        // Looked at while the state is held: what replaces the state moves the position under the same lock.
+        let found = self.read(|state| (*self.inner.shared.applied.borrow() >= position).then(|| read(state)));
+        found.ok_or_else(|| {
+            Error::new(ErrorReason::NoLeader, "this replica of control was made anew, and is behind the call")
+        })
     }
 
     /// Proposes in one entry at this node, which must lead.

@@ -14,12 +14,13 @@ use quorate_api::v1::GroupStatus;
 use quorate_raft::{
     Group, GroupConfig, GroupId, Groups, Member, MembershipError, NodeId, OpenError, ReplicaId, StoredReplica,
 };
-use quorate_state::control::{Command, ReplicaRecord, ReplicaState};
+use quorate_state::control::{Command, Control, ReplicaRecord, ReplicaState};
 use quorate_state::{Operation, ShardId};
 use tokio::time::Instant;
 
 use super::{group_of, in_raft, in_state, new_request, report};
 use crate::context::Context;
+use crate::error::Error;
 use crate::hosting::ShardHost;
 use crate::quarantine::{Case, Stage};
 
@@ -93,11 +94,9 @@ impl Hosting {
         if strange || young || quarantined {
             // The state here may be behind, and what follows cannot be taken back: make sure.
             let Ok(since) = self.context.control.read_barrier(BARRIER_TIMEOUT).await else { return false };
-            placed = self.placed();
             // Nor may a replica of control that was made anew a moment ago, and knows no shard, have the last word.
-            if !self.context.control.has_applied(since) {
-                return false;
-            }
+            let Ok(sure) = self.placed_since(since) else { return false };
+            placed = sure;
         }
         let mut busy = false;
         for (shard, case) in &cases {
@@ -286,15 +285,12 @@ impl Hosting {
     }
 
     fn placed(&self) -> BTreeMap<ShardId, Placed> {
-        let me = in_state(self.context.node);
-        self.context.control.read(|control| {
-            let mine = control.shards().filter_map(|shard| {
-                let ReplicaRecord { replica, state, .. } = *shard.replica_on(me)?;
-                let first = shard.replicas.first().is_some_and(|first| first.replica == replica);
-                Some((shard.shard, Placed { replica, state, to_initialize: first && !shard.initialized }))
-            });
-            mine.collect()
-        })
+        self.context.control.read(|control| placed_on(self.context.node, control))
+    }
+
+    /// The same by a state that has all up to a position that a barrier has returned.
+    fn placed_since(&self, position: u64) -> Result<BTreeMap<ShardId, Placed>, Error> {
+        self.context.control.read_since(position, |control| placed_on(self.context.node, control))
     }
 
     fn report(&self, shard: ShardId, outcome: Result<(), OpenError>) {
@@ -311,8 +307,14 @@ impl Hosting {
             return true;
         }
         // A round waits once where nobody leads, and not for each shard.
-        *control_answers = *control_answers && self.context.control.read_barrier(BARRIER_TIMEOUT).await.is_ok();
-        *control_answers && self.placed().get(&shard).is_some_and(|placed| placed.replica == replica)
+        if !*control_answers {
+            return false;
+        }
+        let Ok(since) = self.context.control.read_barrier(BARRIER_TIMEOUT).await else {
+            *control_answers = false;
+            return false;
+        };
+        self.placed_since(since).is_ok_and(|placed| placed.get(&shard).is_some_and(|placed| placed.replica == replica))
     }
 
     /// Starts a replica that [may be started](Hosting::may_start). A stored log of another replica is one that the cluster has
@@ -410,6 +412,17 @@ pub(super) fn known(replica: ReplicaId) -> Option<ReplicaId> {
 pub async fn stop_control(context: &Context) {
     context.control.detach();
     context.groups.stop_group(GroupId::CONTROL).await;
+}
+
+/// The replicas that the map places on a node.
+fn placed_on(node: NodeId, control: &Control) -> BTreeMap<ShardId, Placed> {
+    let me = in_state(node);
+    let mine = control.shards().filter_map(|shard| {
+        let ReplicaRecord { replica, state, .. } = *shard.replica_on(me)?;
+        let first = shard.replicas.first().is_some_and(|first| first.replica == replica);
+        Some((shard.shard, Placed { replica, state, to_initialize: first && !shard.initialized }))
+    });
+    mine.collect()
 }
 
 #[cfg(test)]

@@ -73,9 +73,12 @@ impl Machine for ControlMachine {
         }
         let state = loader.finish().map_err(fault)?;
         let at = at.map_or(0, |at| at.position);
-        // Before the state: who has read of this one must not take it for the one before, which had more.
-        self.shared.applied.send_replace(at);
-        *self.shared.state.write() = state;
+        {
+            // Under one lock: who reads of this state must not take it for the one before, which may have had more or less.
+            let mut current = self.shared.state.write();
+            *current = state;
+            self.shared.applied.send_replace(at);
+        }
         self.effects.clear();
         self.tell(Applied { at: Position(at), effects: Arc::new([]), reloaded: true });
         self.shared.map.send_replace(at);

@@ -47,14 +47,14 @@ struct Attempts {
     last: Option<Error>,
     /// Whether an attempt at a write may have had an effect.
     uncertain: bool,
-    /// Whether control was asked if the route is stale.
-    asked_control: bool,
+    /// Since control was asked if the route is stale: up to where the answer holds.
+    asked_control: Option<u64>,
 }
 
 impl Attempts {
     fn at_write(deadline: Instant) -> Attempts {
         let backoff = BACKOFF_MIN;
-        Attempts { is_write: true, deadline, backoff, last: None, uncertain: false, asked_control: false }
+        Attempts { is_write: true, deadline, backoff, last: None, uncertain: false, asked_control: None }
     }
 
     fn at_read(deadline: Instant) -> Attempts {
@@ -264,14 +264,18 @@ impl Inner {
     /// will have it. What this node knows may be old, so control is asked, once for a call.
     async fn is_gone(&self, (id, generation): Meant, attempts: &mut Attempts) -> bool {
         let control = &self.context.control;
-        let mut since = 0;
-        if !std::mem::replace(&mut attempts.asked_control, true) {
-            let left = attempts.end().saturating_duration_since(Instant::now());
-            match control.read_barrier(left).await {
-                Ok(position) => since = position,
-                Err(error) => tracing::debug!(%error, "whether a collection is gone is told by what this node knows"),
+        let since = match attempts.asked_control {
+            Some(position) => position,
+            None => {
+                let left = attempts.end().saturating_duration_since(Instant::now());
+                control.read_barrier(left).await.unwrap_or_else(|error| {
+                    tracing::debug!(%error, "whether a collection is gone is told by what this node knows");
+                    // The position at which it was made: who is not there yet knows nothing of it.
+                    generation
+                })
             }
-        }
+        };
+        attempts.asked_control = Some(since);
         let is_gone = control.read_since(since, |control| {
             let found = control.collection_by_id(id).filter(|found| found.state != CollectionState::Deleting);
             found.is_none_or(|found| found.generation != generation)
