@@ -98,7 +98,7 @@ impl TasksService for TasksApi {
 
 impl Tasks {
     /// Makes the local replica at least as new as everything that was acknowledged before the call. Without a leader it
-    /// waits for one, up to the deadline.
+    /// waits for one, up to the deadline. Returns the position up to which it has all then, for `read_since`.
     pub(super) async fn fresh(&self, deadline: Instant) -> Result<u64, Error> {
         let control = &self.context.control;
         let mut leadership = control.leadership();

@@ -1,5 +1,5 @@
-//! The simulation of Quorate: three real nodes and room for a fourth, the real client and the real agent SDK on a simulated network, disk and
-//! clock, all of it decided by a seed.
+//! The simulation of Quorate: three real nodes and room for a fourth, the real client and the real agent SDK on a simulated
+//! network, disk and clock, all of it decided by a seed.
 //!
 //! ```text
 //! cargo run --release -- --seeds 20 --steps 20000      20 seeds, one line each
